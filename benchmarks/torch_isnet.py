@@ -1,0 +1,288 @@
+"""ISNet in PyTorch, in the plain form of the paper: the baseline for speed and the oracle for parity.
+
+Attention is written as the full pixel-by-pixel matrix, and the semantic-level context loops over
+images and classes. Attribute names give the parameter names of the official checkpoints, so
+`ISNet(...).load_state_dict(torch.load(path)["model"])` works, strictly, in both directions.
+Nothing in `isnet_jax` imports this file; it needs PyTorch alone.
+
+    net = ISNet("resnet50", num_classes=150).eval()
+    logits, stage1_logits = net(images)                # (B, 3, H, W) -> twice (B, classes, H/8, W/8)
+
+    net.train()
+    losses(net(images), labels)["total"].backward()    # labels (B, H, W), 255 = ignored
+"""
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+LOSS_WEIGHTS = {"aux": 0.4, "stage1": 0.4, "stage2": 1.0}
+IGNORED = 255
+RADIX = 2  # splits of a ResNeSt convolution
+
+
+def conv(inputs, outputs, size=1, stride=1, dilation=1, groups=1, bias=False):
+    """A convolution padded symmetrically, so that stride 1 keeps the size."""
+    return nn.Conv2d(inputs, outputs, size, stride, dilation * (size // 2), dilation, groups, bias)
+
+
+def conv_norm_act(inputs, outputs, size, act, stride=1, bias=False):
+    return nn.Sequential(conv(inputs, outputs, size, stride, bias=bias), nn.BatchNorm2d(outputs), act())
+
+
+def resize(x, size):
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+# --- backbones -----------------------------------------------------------------------------------
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions (ResNet-18 and 34). Only the first is dilated."""
+
+    expansion = 1
+
+    def __init__(self, inputs, width, stride, dilation, downsample):
+        super().__init__()
+        self.conv1 = conv(inputs, width, 3, stride, dilation)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv(width, width, 3)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = downsample
+
+    def forward(self, x):
+        identity = x if self.downsample is None else self.downsample(x)
+        x = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(x)) + identity)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (with the stride and the dilation), 1x1 to four times the width."""
+
+    expansion = 4
+
+    def __init__(self, inputs, width, stride, dilation, downsample):
+        super().__init__()
+        self.conv1 = conv(inputs, width)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv(width, width, 3, stride, dilation)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = conv(width, 4 * width)
+        self.bn3 = nn.BatchNorm2d(4 * width)
+        self.downsample = downsample
+
+    def forward(self, x):
+        identity = x if self.downsample is None else self.downsample(x)
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        return F.relu(self.bn3(self.conv3(x)) + identity)
+
+
+class SplitAttention(nn.Module):
+    """A grouped 3x3 convolution into RADIX maps, summed with weights per image and channel."""
+
+    def __init__(self, width, dilation):
+        super().__init__()
+        hidden = max(width * RADIX // 4, 32)
+        self.conv = conv(width, width * RADIX, 3, 1, dilation, groups=RADIX)
+        self.bn0 = nn.BatchNorm2d(width * RADIX)
+        self.fc1 = conv(width, hidden, bias=True)
+        self.bn1 = nn.BatchNorm2d(hidden)
+        self.fc2 = conv(hidden, width * RADIX, bias=True)
+
+    def forward(self, x):
+        splits = F.relu(self.bn0(self.conv(x))).unflatten(1, (RADIX, -1))  # (B, RADIX, width, h, w)
+        pooled = splits.sum(1).mean((2, 3), keepdim=True)
+        scores = self.fc2(F.relu(self.bn1(self.fc1(pooled)))).unflatten(1, (RADIX, -1))
+        return (scores.softmax(1) * splits).sum(1)
+
+
+class SplitBottleneck(nn.Module):
+    """The ResNeSt block. A stride is taken by average pooling, after the split attention."""
+
+    expansion = 4
+
+    def __init__(self, inputs, width, stride, dilation, downsample):
+        super().__init__()
+        self.conv1 = conv(inputs, width)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = SplitAttention(width, dilation)
+        self.pool = nn.AvgPool2d(3, stride, padding=1) if stride > 1 else nn.Identity()  # counts the padding
+        self.conv3 = conv(width, 4 * width)
+        self.bn3 = nn.BatchNorm2d(4 * width)
+        self.downsample = downsample
+
+    def forward(self, x):
+        identity = x if self.downsample is None else self.downsample(x)
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.pool(self.conv2(x))
+        return F.relu(self.bn3(self.conv3(x)) + identity)
+
+
+BACKBONES = {  # block, blocks per stage, channels after the stem
+    "resnet18": (BasicBlock, (2, 2, 2, 2), 64),
+    "resnet34": (BasicBlock, (3, 4, 6, 3), 64),
+    "resnet50": (Bottleneck, (3, 4, 6, 3), 64),
+    "resnet101": (Bottleneck, (3, 4, 23, 3), 64),
+    "resnet152": (Bottleneck, (3, 8, 36, 3), 64),
+    "resnest50": (SplitBottleneck, (3, 4, 6, 3), 128),
+    "resnest101": (SplitBottleneck, (3, 4, 23, 3), 128),
+    "resnest200": (SplitBottleneck, (3, 24, 36, 3), 128),
+}
+
+
+class Backbone(nn.Module):
+    """ResNet v1c or ResNeSt at output stride 8. Returns the outputs of the four stages."""
+
+    def __init__(self, name):
+        super().__init__()
+        block, depths, channels = BACKBONES[name]
+        self.stem = nn.Sequential(
+            *conv_norm_act(3, channels // 2, 3, nn.ReLU, stride=2),
+            *conv_norm_act(channels // 2, channels // 2, 3, nn.ReLU),
+            *conv_norm_act(channels // 2, channels, 3, nn.ReLU),
+        )
+        self.channels = [64 * 2**stage * block.expansion for stage in range(4)]
+        for stage, (stride, dilation) in enumerate([(1, 1), (2, 1), (1, 2), (1, 4)]):
+            blocks = []
+            for i in range(depths[stage]):
+                outputs = self.channels[stage]
+                step = stride if i == 0 else 1
+                downsample = None
+                if step > 1 or channels != outputs:
+                    if block is SplitBottleneck:
+                        pool = nn.AvgPool2d(step, step, ceil_mode=True, count_include_pad=False)
+                        downsample = nn.Sequential(pool, conv(channels, outputs), nn.BatchNorm2d(outputs))
+                    else:
+                        downsample = nn.Sequential(conv(channels, outputs, 1, step), nn.BatchNorm2d(outputs))
+                block_dilation = max(dilation // 2, 1) if i == 0 else dilation
+                blocks.append(block(channels, 64 * 2**stage, step, block_dilation, downsample))
+                channels = outputs
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+
+    def forward(self, x):
+        x = F.max_pool2d(self.stem(x), 3, 2, padding=1)
+        outputs = []
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+            outputs.append(x)
+        return outputs
+
+
+# --- context modules -----------------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    """Every pixel of `feats` attends to every pixel of `source`."""
+
+    def __init__(self, feats_channels, source_channels, act, width=256):
+        super().__init__()
+        self.key_project = nn.Sequential(
+            conv_norm_act(source_channels, width, 1, act), conv_norm_act(width, width, 1, act))
+        self.query_project = nn.Sequential(
+            conv_norm_act(feats_channels, width, 1, act), conv_norm_act(width, width, 1, act))
+        self.value_project = conv_norm_act(source_channels, width, 1, act)
+        self.out_project = conv_norm_act(width, feats_channels, 1, act)
+
+    def forward(self, feats, source):
+        query = self.query_project(feats).flatten(2)  # (B, width, N)
+        key = self.key_project(source).flatten(2)
+        value = self.value_project(source).flatten(2)
+        scores = query.transpose(1, 2) @ key * query.shape[1] ** -0.5  # (B, N, N)
+        context = scores.softmax(-1) @ value.transpose(1, 2)  # (B, N, width)
+        return self.out_project(context.transpose(1, 2).unflatten(2, feats.shape[2:]))
+
+
+class ImageLevelContext(nn.Module):
+    def __init__(self, channels, act):
+        super().__init__()
+        self.correlate_net = Attention(channels, 2 * channels, act)
+        self.bottleneck = conv_norm_act(2 * channels, channels, 3, act)
+
+    def forward(self, feats):
+        mean = feats.mean((2, 3), keepdim=True).expand_as(feats)
+        context = self.correlate_net(feats, torch.cat([mean, feats], 1))
+        return self.bottleneck(torch.cat([feats, context], 1))
+
+
+def class_vectors(feats, logits):
+    """Every pixel's feature replaced by the mean of its predicted class in its image, weighted by confidence.
+
+    Gradients reach both `feats` and, through the weights, `logits`.
+    """
+    out = torch.zeros_like(feats).flatten(2)
+    for b in range(len(feats)):
+        pixels, scores = feats[b].flatten(1), logits[b].flatten(1)  # (channels, N), (classes, N)
+        winner = scores.argmax(0)
+        for c in range(len(scores)):
+            mask = winner == c
+            if mask.any():
+                weights = scores[c, mask].softmax(0)
+                vector = (pixels[:, mask] * weights).sum(1, keepdim=True)
+                out[b][:, mask] = vector.to(out.dtype)
+    return out.view_as(feats)
+
+
+class SemanticLevelContext(nn.Module):
+    def __init__(self, channels, act):
+        super().__init__()
+        self.correlate_net = Attention(channels, channels, act)
+        self.bottleneck = conv_norm_act(2 * channels, channels, 3, act)
+
+    def forward(self, feats, logits, image_context):
+        context = self.correlate_net(feats, class_vectors(feats, logits))
+        return self.bottleneck(torch.cat([image_context, context], 1))
+
+
+# --- the whole network ---------------------------------------------------------------------------
+
+
+class ISNet(nn.Module):
+    """`shortcut` and `leaky_relu` are on for LIP. `dropout` drops whole channels."""
+
+    def __init__(self, backbone="resnet50", num_classes=150, shortcut=False, leaky_relu=False, dropout=0.1):
+        super().__init__()
+
+        def act():
+            return nn.LeakyReLU(0.01) if leaky_relu else nn.ReLU()
+
+        def classifier(inputs, size):
+            return nn.Sequential(
+                *conv_norm_act(inputs, 512, size, act), nn.Dropout2d(dropout), conv(512, num_classes, bias=True))
+
+        self.backbone_net = Backbone(backbone)
+        first, _, third, last = self.backbone_net.channels
+        self.bottleneck = conv_norm_act(last, 512, 3, act)
+        self.ilc_net = ImageLevelContext(512, act)
+        self.slc_net = SemanticLevelContext(512, act)
+        self.decoder_stage1 = classifier(512, 1)
+        self.shortcut = None
+        if shortcut:
+            self.shortcut = conv_norm_act(first, 48, 1, act, bias=True)
+            self.decoder_stage2 = classifier(512 + 48, 1)
+        else:
+            self.decoder_stage2 = nn.Sequential(nn.Dropout2d(dropout), conv(512, num_classes, bias=True))
+        self.auxiliary_decoder = classifier(third, 3)
+
+    def forward(self, x):
+        """Logits: (stage 2, stage 1) in eval mode, {"aux", "stage1", "stage2"} in training mode."""
+        first, _, third, last = self.backbone_net(x)
+        feats = self.bottleneck(last)
+        stage1 = self.decoder_stage1(feats)
+        context = self.slc_net(feats, stage1, self.ilc_net(feats))
+        if self.shortcut is not None:
+            detail = self.shortcut(first)
+            context = torch.cat([resize(context, detail.shape[2:]), detail], 1)
+        stage2 = self.decoder_stage2(context)
+        if not self.training:
+            return stage2, stage1
+        return {"aux": self.auxiliary_decoder(third), "stage1": stage1, "stage2": stage2}
+
+
+def losses(outputs, labels):
+    """The weighted cross entropies by name, and their sum as "total". labels (B, H, W), 255 = ignored."""
+    result = {}
+    for name, weight in LOSS_WEIGHTS.items():
+        logits = resize(outputs[name], labels.shape[1:])
+        result[name] = weight * F.cross_entropy(logits, labels.long(), ignore_index=IGNORED)
+    result["total"] = sum(result.values())
+    return result

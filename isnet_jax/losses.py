@@ -1,0 +1,60 @@
+"""ISNet's three cross entropies (paper, section 3.4), without logits at full resolution.
+
+Bilinear resizing and cross entropy go together, a block of output rows at a time; the backward pass forms each
+block again. Memory grows with one block, not with H x W x K.
+"""
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from isnet_jax.layers import interpolation_matrix, precision
+
+IGNORED = 255
+WEIGHTS = {"auxiliary": 0.4, "stage1": 0.4, "stage2": 1.0}
+BLOCK_ROWS = 32  # output rows per block
+
+
+def resized_cross_entropy(logits, labels):
+    """Cross entropy of logits (B, h, w, K) resized to labels (B, H, W), bilinear, align_corners=False.
+
+    labels: integers, 255 is ignored. Returns (sum over the counted pixels, their number), float32 or wider and
+    int32.
+    """
+    (height, width), dtype = labels.shape[1:], logits.dtype
+    rows = interpolation_matrix(height, logits.shape[1], height, logits.shape[1], dtype)  # (H, h)
+    columns = interpolation_matrix(width, logits.shape[2], width, logits.shape[2], dtype)  # (W, w)
+    block = min(BLOCK_ROWS, height)
+    num_blocks = -(-height // block)
+    extra = num_blocks * block - height
+    rows = jnp.pad(rows, ((0, extra), (0, 0))).reshape(num_blocks, block, -1)
+    padded = jnp.pad(labels.astype(jnp.int32), ((0, 0), (0, extra), (0, 0)), constant_values=IGNORED)
+    padded = padded.reshape(-1, num_blocks, block, width).swapaxes(0, 1)  # (blocks, B, block, W)
+
+    @jax.checkpoint
+    def block_sum(total, rows_and_labels):
+        block_rows, block_labels = rows_and_labels
+        x = jnp.einsum("rh,bhwk->brwk", block_rows, logits, precision=precision(dtype))
+        x = jnp.einsum("cw,brwk->brck", columns, x, precision=precision(dtype))
+        counted = block_labels != IGNORED
+        picked = jnp.where(counted, block_labels, 0)[..., None]
+        loss = jax.nn.logsumexp(x, axis=-1) - jnp.take_along_axis(x, picked, axis=-1)[..., 0]
+        return total + jnp.where(counted, loss, 0).sum(), None
+
+    total, _ = lax.scan(block_sum, jnp.zeros((), dtype), (rows, padded))
+    return total, (labels != IGNORED).sum()
+
+
+def isnet_losses(outputs, labels):
+    """Weighted losses of a training forward pass, each the mean over the pixels that are not ignored.
+
+    outputs: the mapping ISNet returns with train=True; labels (B, H, W), 255 ignored. Returns {"auxiliary",
+    "stage1", "stage2", "total"}, scalars; 0 where every pixel is ignored.
+    """
+    logits = {"auxiliary": outputs["auxiliary_logits"], "stage1": outputs["stage1_logits"],
+              "stage2": outputs["logits"]}
+    losses = {}
+    for name, weight in WEIGHTS.items():
+        total, count = resized_cross_entropy(logits[name], labels)
+        losses[name] = weight * total / jnp.maximum(count, 1)
+    losses["total"] = sum(losses.values())
+    return losses
