@@ -1,6 +1,14 @@
-"""ISNet (Jin et al., ICCV 2021) in JAX: `create_model(config.model)` and `convert.from_torch(state_dict, model)`."""
-from isnet_jax import convert
+"""ISNet (Jin et al., ICCV 2021) in JAX: `create_model(config.model)`, `convert.from_torch(state_dict, model)`."""
+import importlib
+
 from isnet_jax.errors import UserError
-from isnet_jax.models import create_model
 
 __all__ = ["UserError", "convert", "create_model"]
+
+
+def __getattr__(name):  # on first use: importing the package alone stays instant
+    if name == "create_model":
+        return importlib.import_module("isnet_jax.models").create_model
+    if name == "convert":
+        return importlib.import_module("isnet_jax.convert")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

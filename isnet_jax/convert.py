@@ -1,14 +1,21 @@
-"""Official PyTorch checkpoints <-> variables of this project, name by name and bit by bit.
+"""Converts official PyTorch checkpoints to this project's and back, name by name and bit by bit.
 
-    python -m isnet_jax.convert --config=configs/ade20k.py --input=isnet.pth --output=DIR
-    python -m isnet_jax.convert --config=configs/ade20k.py --input=WORKDIR --output=isnet.pth
+usage: python -m isnet_jax.convert --config=configs/ade20k.py[:BACKBONE] --input=FILE.pth --output=DIR
+       python -m isnet_jax.convert --config=configs/ade20k.py[:BACKBONE] --input=DIR --output=FILE.pth
+
+  FILE.pth  an official ISNet, or the ImageNet weights of its backbone (the rest is then initialised); read without
+            PyTorch and without running anything in it. Writing one needs PyTorch.
+  DIR       a checkpoint directory: of a training run, or written by this command
 """
 import re
+from pathlib import Path
 
 import jax
 import numpy as np
+from absl import flags
 from flax import traverse_util
 
+from isnet_jax import checkpoints, pth
 from isnet_jax.errors import UserError
 
 _BLOCK = r"backbone/layer(\d)_(\d+)/"
@@ -53,12 +60,15 @@ _LEAVES = {"kernel": "weight", "bias": "bias", "scale": "weight", "mean": "runni
            "num_batches_tracked": "num_batches_tracked"}
 
 
+def variable_shapes(model):
+    """{"params", "batch_stats"} of jax.ShapeDtypeStruct."""
+    return dict(jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))))
+
+
 def official_names(model):
     """{official name: (path of the variable as a tuple, its shape there)}, for every variable of `model`."""
-    size = np.zeros((1, 8, 8, 3), np.float32)
-    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), size))
     names = {}
-    for path, leaf in traverse_util.flatten_dict(dict(variables)).items():
+    for path, leaf in traverse_util.flatten_dict(variable_shapes(model)).items():
         *modules, name = path[1:]
         child = modules.pop() if modules[-1] in ("conv", "bn") else "conv"
         conv, bn = _official_modules("/".join(modules), model)
@@ -141,3 +151,59 @@ def backbone_from_torch(state_dict, model):
     names = {name.removeprefix("backbone_net."): place for name, place in official_names(model).items()
              if name.startswith("backbone_net.")}
     return _convert(tensors, names, f"the backbone {model.backbone}")
+
+
+def load_pretrained(path, model, variables):
+    """`variables` {"params", "batch_stats"} with those found at `path` in their place, in the same dtypes.
+
+    path: a `.pth` file with an official ISNet or an ImageNet backbone, or a checkpoint directory. Raises UserError
+    if it cannot be read or is of another network.
+    """
+    if Path(path).is_dir():
+        return checkpoints.load_variables(path, variables)
+    state_dict = pth.state_dict(path)
+    is_isnet = any(name.startswith("ilc_net.") for name in state_dict)
+    loaded = (from_torch if is_isnet else backbone_from_torch)(state_dict, model)
+    return {kind: {**variables[kind], **{name: jax.tree.map(lambda new, old: np.asarray(new, old.dtype), tree,
+                                                            variables[kind][name])
+                                         for name, tree in loaded[kind].items()}} for kind in loaded}
+
+
+def _define_flags():
+    flags.DEFINE_string("input", None, "FILE.pth or DIR", required=True)
+    flags.DEFINE_string("output", None, "DIR or FILE.pth", required=True)
+
+
+def _main(config, values):
+    from isnet_jax.models import create_model
+    model = create_model(config.model)
+    if not Path(values.input).exists():
+        raise UserError(f"--input={values.input} does not exist; give a .pth file or a checkpoint directory.")
+    if values.output.endswith((".pth", ".pt")):
+        variables = checkpoints.load_variables(values.input, variable_shapes(model))
+        _write_pth(values.output, to_torch(variables, model))
+    else:
+        start = jax.jit(lambda: model.init(jax.random.key(config.seed), np.zeros((1, 32, 32, 3), np.float32)))()
+        variables = load_pretrained(values.input, model, jax.device_get(start))
+        checkpoints.save_variables(values.output, config, variables)
+    print(f"{values.input} -> {values.output}: {config.model.backbone} ISNet, {config.model.num_classes} classes, "
+          f"{sum(x.size for x in jax.tree.leaves(variables['params'])) / 1e6:.1f} M parameters")
+
+
+def _write_pth(path, state_dict):
+    try:
+        import torch
+    except ImportError:
+        raise UserError("Writing a .pth file needs PyTorch, which is not installed: pip install torch.") from None
+    partial = Path(f"{path}.partial")
+    try:
+        torch.save({"model": {name: torch.from_numpy(array.copy()) for name, array in state_dict.items()}}, partial)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"--output={path} cannot be written ({error}).") from None
+
+
+if __name__ == "__main__":
+    from isnet_jax import command
+    command.run(_main, __doc__, _define_flags)

@@ -112,7 +112,7 @@ class BatchNorm(nn.Module):
                 unbiased = batch_var * (count / jnp.maximum(count - 1, 1))
                 for variable, new in ((mean, batch_mean), (var, unbiased)):
                     variable.value = (0.9 * variable.value + 0.1 * new).astype(variable.value.dtype)
-                tracked.value += 1
+                tracked.value = tracked.value + 1
         else:
             batch_mean, batch_var = mean.value.astype(dtype), var.value.astype(dtype)
         y = (x.astype(dtype) - batch_mean) * (lax.rsqrt(batch_var + 1e-5) * scale.astype(dtype)) + bias.astype(dtype)
@@ -187,31 +187,32 @@ class ChannelDropout(nn.Module):
         return nn.Dropout(self.rate, broadcast_dims=(1, 2))(x, deterministic=not train)
 
 
-def interpolation_matrix(out_length, in_length, out_size, in_size, dtype=jnp.float32):
+def interpolation_matrix(out_length, in_length, out_size, in_size, dtype=jnp.float32, scale=None):
     """Weights (..., out_length, in_length) of bilinear resizing, align_corners=False, along one axis.
 
     The first `in_size` of `in_length` samples become the first `out_size` of `out_length`; the sizes may be
-    traced and of any shape (...). As in PyTorch, positions are clamped to the samples that exist, and nothing
-    is smoothed when shrinking.
+    traced and of any shape (...). Positions follow the ratio of the sizes, or `scale` where it is given. As in
+    PyTorch, they are clamped to the samples that exist, and nothing is smoothed when shrinking.
     """
     in_size, out_size = jnp.asarray(in_size)[..., None], jnp.asarray(out_size)[..., None]
-    position = (jnp.arange(out_length, dtype=dtype) + 0.5) * (in_size.astype(dtype) / out_size.astype(dtype)) - 0.5
+    step = in_size.astype(dtype) / out_size.astype(dtype) if scale is None else 1 / scale
+    position = (jnp.arange(out_length, dtype=dtype) + 0.5) * step - 0.5
     position = jnp.clip(position, 0, in_size.astype(dtype) - 1)
     return jnp.maximum(0, 1 - jnp.abs(position[..., None] - jnp.arange(in_length, dtype=dtype)))
 
 
-def resize(x, shape, in_size=None, out_size=None):
+def resize(x, shape, in_size=None, out_size=None, scale=None):
     """Bilinear resize (align_corners=False, no antialias) of x (B, H, W, C) to (B, *shape, C).
 
     With `in_size` and `out_size` (B, 2), the valid part of each image is resized to its own valid part of the
-    output; what lies outside is unspecified.
+    output; what lies outside is unspecified. `scale` as in `interpolation_matrix`.
     """
-    if x.shape[1:3] == tuple(shape) and in_size is None:
+    if x.shape[1:3] == tuple(shape) and in_size is None and scale is None:
         return x
     in_size = jnp.asarray(x.shape[1:3]) if in_size is None else in_size
     out_size = jnp.asarray(shape) if out_size is None else out_size
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    rows, columns = (interpolation_matrix(shape[i], x.shape[1 + i], out_size[..., i], in_size[..., i], dtype)
+    rows, columns = (interpolation_matrix(shape[i], x.shape[1 + i], out_size[..., i], in_size[..., i], dtype, scale)
                      for i in (0, 1))
     y = jnp.einsum("...oh,...hwc->...owc", rows.astype(x.dtype), x, precision=precision(x.dtype))
     return jnp.einsum("...ow,...hwc->...hoc", columns.astype(x.dtype), y, precision=precision(x.dtype))

@@ -2,6 +2,7 @@
 from functools import partial
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from isnet_jax.errors import UserError
@@ -95,6 +96,8 @@ def create_model(config):
     for field, valid in (("backbone", BACKBONES), ("activation", ACTIVATIONS), ("dtype", DTYPES)):
         if field in fields and fields[field] not in valid:
             raise UserError(f"config.model.{field} is {fields[field]!r}; choose one of {', '.join(valid)}.")
+    if fields.get("dtype") == "float64" and not jax.config.jax_enable_x64:
+        raise UserError("config.model.dtype is float64, which JAX only computes with JAX_ENABLE_X64=1 in the environment.")
     for field in ("backbone", "num_classes"):
         if field not in fields:
             raise UserError(f"config.model.{field} is missing; set it in the config file.")

@@ -1,0 +1,19 @@
+"""Cityscapes, 19 classes: the official recipes.
+
+    python -m isnet_jax.main --config=configs/cityscapes.py[:resnet50|resnet101|resnest101] --config.train.pretrained=X.pth
+
+Published mIoU on val, single scale / multi-scale and flip: resnet50 79.32 / 81.31, resnet101 80.56 / 81.96,
+resnest101 78.78 / 81.33.
+"""
+from isnet_jax import config
+
+
+def get_config(backbone="resnet50"):
+    c = config.default(backbone)
+    c.model.num_classes = 19
+    c.data.name = "cityscapes"
+    c.augment.resize = (2048, 1024)
+    c.augment.crop_size = (512, 1024)
+    c.train.epochs = 440
+    c.test.resize = ()  # whole 1024x2048 images
+    return c

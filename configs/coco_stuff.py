@@ -1,0 +1,23 @@
+"""COCO-Stuff 10k, 182 outputs of which 171 occur: the official recipes.
+
+    python -m isnet_jax.main --config=configs/coco_stuff.py[:resnet50|resnet101|resnest101] --config.train.pretrained=X.pth
+
+Published mIoU, single scale / multi-scale and flip: resnet50 38.06 / 40.39, resnet101 40.53 / 41.74,
+resnest101 41.55 / 42.53.
+"""
+from isnet_jax import config
+
+
+def get_config(backbone="resnet50"):
+    c = config.default(backbone)
+    c.model.num_classes = 182
+    c.data.name = "coco_stuff10k"
+    c.train.epochs = 110
+    c.train.base_lr = 0.001
+    c.train.min_lr = 1e-5
+    c.train.weight_decay = 1e-4
+    if backbone == "resnest101":
+        c.train.global_batch_size = 32
+        c.train.epochs = 150
+        c.train.min_lr = 1e-4
+    return c

@@ -1,0 +1,104 @@
+"""What all commands share: flags, quiet libraries, errors as one paragraph."""
+import difflib
+import re
+import runpy
+import sys
+import textwrap
+import traceback
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from isnet_jax import config as configs
+from isnet_jax import console
+from isnet_jax.errors import UserError
+
+
+def run(body, usage, define_flags=lambda: None):
+    """Runs `body(config, flags)` on what the command line says, and exits.
+
+    `--config=FILE[:BACKBONE]` and `--config.FIELD=VALUE` give the config; `define_flags()` adds other flags. Exit
+    codes: 0, 1 after a UserError, 2 for a wrong command line, 130 after Ctrl-C.
+    """
+    console.quiet()
+    sys.stdout.reconfigure(line_buffering=True)
+    if {"--help", "-h", "--helpfull"} & set(sys.argv[1:]):
+        print(usage.strip())
+        sys.exit(0)
+    config_flag = config_flags.DEFINE_config_file("config")
+    define_flags()
+    try:
+        _parse(sys.argv)
+        configs.check(config_flag.value)
+        body(config_flag.value, flags.FLAGS)
+    except UserError as error:
+        sys.exit(_paragraph(error))
+    except flags.Error as error:
+        print(f"{_paragraph(error)}\n\n{usage.strip()}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def config_name(argv):
+    """Name of the config on a command line: `ade20k` or, with a backbone, `ade20k-resnet101`."""
+    path, _, backbone = _config_argument(argv).partition(":")
+    return Path(path).stem + (f"-{backbone}" if backbone else "")
+
+
+def _paragraph(error):
+    return textwrap.fill(f"error: {error}", 110, break_long_words=False, break_on_hyphens=False)
+
+
+def _config_argument(argv):
+    for i, word in enumerate(argv):
+        if re.fullmatch(r"--?config=.*", word):
+            return word.partition("=")[2]
+        if re.fullmatch(r"--?config", word) and i + 1 < len(argv):
+            return argv[i + 1]
+    raise flags.Error("--config=FILE is missing")
+
+
+def _parse(argv):
+    """Parses the command line; raises UserError or flags.Error for every mistake in it or in the config file."""
+    config = _load(_config_argument(argv))
+    for word in argv[1:]:
+        if m := re.match(r"--?(?:no)?config\.([^=]+)", word):
+            _check_field(config, m[1])
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        raise flags.Error(f"there is no flag --{error.flagname}") from None
+    if len(rest) > 1:
+        raise flags.Error(f"the command line has a word without a flag: {rest[1]}")
+
+
+def _load(argument):
+    """The config in FILE[:BACKBONE], loaded apart from the flags to tell its own mistakes from the overrides'."""
+    path, colon, backbone = argument.partition(":")
+    if not Path(path).is_file():
+        raise UserError(f"The config file {path!r} does not exist in {Path.cwd()}; give one as in "
+                        "--config=configs/ade20k.py.")
+    try:
+        return runpy.run_path(path)["get_config"](*([backbone] if colon else []))
+    except UserError:
+        raise
+    except Exception as error:  # a config is Python: anything may happen in it
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
+        raise UserError(f"The config file {path} cannot be used{f' (line {line})' if line else ''}: "
+                        f"{type(error).__name__}: {' '.join(str(error).split())}.") from None
+
+
+def _check_field(config, field):
+    """Raises UserError, naming the fields there are, unless `field` (dotted) exists in `config`."""
+    here, where = config, "config"
+    for name in field.split("."):
+        if not isinstance(here, ConfigDict) or name not in here:
+            valid = list(here) if isinstance(here, ConfigDict) else []
+            near = difflib.get_close_matches(name, valid, 1)
+            raise UserError(f"{where} has no field {name!r}" + (f"; did you mean {near[0]!r}?" if near else ".")
+                            + (f" Its fields are {', '.join(valid)}." if valid else ""))
+        here, where = here[name], f"{where}.{name}"

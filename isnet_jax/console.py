@@ -1,0 +1,30 @@
+"""What a person sees in the terminal: their own run, no library noise."""
+import logging
+import os
+import sys
+import warnings
+
+import tqdm
+
+
+def quiet():
+    """Silences TensorFlow's, XLA's and absl's chatter; call before they are imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # it announces itself otherwise
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    for name in ("jax", "orbax", "tensorflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(orbax|tensorflow|tensorflow_datasets|flax|ml_collections)\b.*")
+
+
+def say(text=""):
+    """Prints a line above any progress bar."""
+    tqdm.tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def duration(seconds):
+    """Seconds as h:mm:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

@@ -1,0 +1,32 @@
+"""CamVid: street scenes from a car, 367 training, 101 validation and 233 test frames, 11 classes."""
+
+import numpy as np
+
+from isnet_jax.datasets import common
+
+
+class Camvid(common.FolderBuilder):
+    """Label files hold the indices 0..10, and 11 where unlabelled, which becomes 255."""
+
+    NAMES = ('sky', 'building', 'pole', 'road', 'pavement', 'tree', 'sign_symbol', 'fence', 'car', 'pedestrian',
+             'bicyclist')
+    PALETTE = ((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0),
+               (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192))
+    DESCRIPTION = ('CamVid, frames of video from a driving car labelled for semantic segmentation, in the common form '
+                   'with 11 classes at 480 x 360.')
+    CITATION = """\
+@article{brostow2009semantic,
+  title   = {Semantic object classes in video: A high-definition ground truth database},
+  author  = {Brostow, Gabriel J. and Fauqueur, Julien and Cipolla, Roberto},
+  journal = {Pattern Recognition Letters},
+  volume  = {30},
+  number  = {2},
+  pages   = {88--97},
+  year    = {2009}
+}"""
+    HOMEPAGE = 'http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/'
+    LAYOUT = '{train,val,test}/{images/NAME.jpg or .png,labels/NAME.png}'
+    TRAIN_IDS = np.append(np.arange(len(NAMES)), common.IGNORED)
+
+    def folders(self, source):
+        return {split: (source / split / 'images', source / split / 'labels') for split in ('train', 'val', 'test')}

@@ -1,0 +1,117 @@
+"""Batches from prepared data: the batch at step t is a pure function of (seed, t).
+
+Epoch e visits the examples in the permutation drawn from (seed, e); an example's augmentation draws from
+(seed, e, its index). So there is no iterator state to save, and any number of processes sees the same batches.
+"""
+import numpy as np
+import tensorflow as tf
+
+from isnet_jax import augment
+from isnet_jax.datasets.common import ENCODED
+from isnet_jax.errors import UserError
+from isnet_jax.losses import IGNORED
+
+tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
+
+
+def open_split(builder, split):
+    """Random access to the records of a split, image and label encoded; raises UserError naming the valid splits."""
+    if split not in builder.info.splits:
+        raise UserError(f"The data set {builder.name} has no split {split!r}; config.data.train_split and "
+                        f"config.data.eval_split must be among {', '.join(builder.info.splits)}.")
+    return builder.as_data_source(split, decoders=ENCODED)
+
+
+def steps_per_epoch(num_examples, config):
+    """Whole batches in an epoch (the last partial one is dropped); raises UserError if there is none."""
+    steps = num_examples // config.train.global_batch_size
+    if steps == 0:
+        raise UserError(f"The split {config.data.train_split} of {config.data.name} has {num_examples} examples, fewer "
+                        f"than config.train.global_batch_size = {config.train.global_batch_size}; lower it.")
+    return steps
+
+
+def batch_indices(step, num_examples, batch_size, seed):
+    """Epoch, and indices (batch_size,) int64 of the examples, of the batch at `step`."""
+    epoch, position = divmod(step, num_examples // batch_size)
+    order = np.random.default_rng([seed, epoch]).permutation(num_examples)
+    return epoch, order[position * batch_size:(position + 1) * batch_size]
+
+
+def example_seed(seed, epoch, index):
+    """int32 (2,): the key of one example's augmentation."""
+    return np.random.SeedSequence([seed, epoch, index]).generate_state(2).view(np.int32)
+
+
+def train_batches(source, config, start, stop, process_index=0, process_count=1):
+    """Iterator over this process's part of the batches at steps start..stop-1, as dicts of NumPy arrays.
+
+    image uint8 (b, ch, cw, 3), label uint8 (b, ch, cw), window int32 (b, 4), index int64 (b,), where
+    b = global batch / processes; process p holds rows p*b..(p+1)*b-1 of the global batch.
+    """
+    batch_size = config.train.global_batch_size
+    local = batch_size // process_count
+
+    def read(step):
+        epoch, indices = batch_indices(int(step), len(source), batch_size, config.seed)
+        indices = indices[process_index * local:(process_index + 1) * local]
+        records = source.__getitems__(indices.tolist())
+        seeds = np.stack([example_seed(config.seed, epoch, int(i)) for i in indices])
+        return (np.array([r["image"] for r in records], object), np.array([r["label"] for r in records], object),
+                seeds, indices)
+
+    def prepare(image, label, seed, index):
+        example = augment.augment(augment.decode_image(image), augment.decode_label(label), tf.unstack(seed, 2),
+                                  config.augment)
+        return {**example, "index": index}
+
+    dataset = tf.data.Dataset.range(start, stop)
+    dataset = dataset.map(lambda step: tf.numpy_function(
+        read, [step], (tf.string, tf.string, tf.int32, tf.int64), stateful=False))
+    dataset = dataset.unbatch().map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = dataset.batch(local, drop_remainder=True).prefetch(4)
+    return dataset.as_numpy_iterator()
+
+
+def eval_canvas(source, config):
+    """Canvas of the network's input and of the labels, ((H, W), (Hl, Wl)), that fits every example of a split."""
+    sizes = np.array([(record["height"], record["width"]) for record in (source[i] for i in range(len(source)))])
+    resized = np.stack([np.stack(augment.target_size(h, w, config.test.resize, config.test.keep_ratio))
+                        for h, w in np.unique(sizes, axis=0)])
+    return tuple(resized.max(0).tolist()), tuple(sizes.max(0).tolist())
+
+
+def eval_batches(source, config, process_index=0, process_count=1):
+    """Iterator over this process's part of the evaluation batches; the last one is padded, nothing is dropped.
+
+    image uint8 (b, H, W, 3) and label uint8 (b, Hl, Wl) at the top left of their canvas, image_size and label_size
+    int32 (b, 2), index int64 (b,), -1 for padding (its label is all 255).
+    """
+    batch_size = config.test.batch_size
+    local = batch_size // process_count
+    (height, width), (label_height, label_width) = eval_canvas(source, config)
+    padded = -(-len(source) // batch_size) * batch_size
+    order = np.where(np.arange(padded) < len(source), np.arange(padded), -1)
+    order = order.reshape(-1, process_count, local)[:, process_index].reshape(-1)
+
+    def read(index):
+        record = source[max(int(index), 0)]
+        return record["image"], record["label"]
+
+    def prepare(index):
+        image, label = tf.numpy_function(read, [index], (tf.string, tf.string), stateful=False)
+        image, label = augment.decode_image(image), augment.decode_label(label)
+        label_size = tf.shape(label)
+        size = augment.target_size(label_size[0], label_size[1], config.test.resize, config.test.keep_ratio)
+        if config.test.resize:
+            image = augment.resize_crop_image(image, size, 0, 0, *size)
+        label = tf.where(index < 0, tf.constant(IGNORED, tf.uint8), label)
+        image = tf.pad(image, [[0, height - size[0]], [0, width - size[1]], [0, 0]])
+        label = tf.pad(label, [[0, label_height - label_size[0]], [0, label_width - label_size[1]]],
+                       constant_values=IGNORED)
+        return {"image": tf.ensure_shape(image, (height, width, 3)),
+                "label": tf.ensure_shape(label, (label_height, label_width)),
+                "image_size": tf.stack(size), "label_size": label_size, "index": index}
+
+    dataset = tf.data.Dataset.from_tensor_slices(order).map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+    return dataset.batch(local).prefetch(2).as_numpy_iterator()

@@ -1,0 +1,125 @@
+"""Training: the state, the step, and the job around them."""
+import time
+from functools import partial
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from isnet_jax import photometry, sharding
+from isnet_jax.errors import UserError
+from isnet_jax.losses import isnet_losses
+
+
+class TrainState(flax.struct.PyTreeNode):
+    step: jax.Array  # int32, steps done
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema: Any  # {"params", "batch_stats"} averaged, or None
+
+    @property
+    def variables(self):
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def poly_schedule(base_lr, min_lr, total_steps, power=0.9):
+    """lr(t) = (1 - t / T)^power (base - min) + min, t counted before the step (protocols: training)."""
+    def schedule(step):
+        left = 1 - jnp.asarray(step, float) / total_steps
+        return left**power * (base_lr - min_lr) + min_lr
+    return schedule
+
+
+def make_optimizer(config, total_steps):
+    """SGD as PyTorch's: weight decay on every parameter, then momentum, then the learning rate (`config.train`)."""
+    schedule = poly_schedule(config.base_lr, config.min_lr, total_steps, config.power)
+    return optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(schedule, config.momentum))
+
+
+def init_state(model, optimizer, seed, ema=False):
+    """State at step 0 with PyTorch's default initialisation; jit or eval_shape it."""
+    variables = model.init(jax.random.key(seed), jnp.zeros((1, 32, 32, 3)))
+    return state_from_variables(variables, optimizer, ema)
+
+
+def state_from_variables(variables, optimizer, ema=False):
+    params, batch_stats = variables["params"], variables["batch_stats"]
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params),
+                      {"params": params, "batch_stats": batch_stats} if ema else None)
+
+
+def train_step(state, batch, *, model, optimizer, seed, photometric=True, ema_decay=0.0):
+    """One SGD step on a global batch.
+
+    batch: image uint8 (B, H, W, 3), label uint8 (B, H, W) with 255 ignored, window int32 (B, 4), what of the
+    image is not padding. Photometry and dropout draw from (seed, step). Returns the new state and the losses
+    of `isnet_losses`.
+    """
+    photometric_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+    images = photometry.distort(photometric_key, batch["image"]) if photometric else batch["image"]
+    images = photometry.normalize(images, batch["window"])
+
+    def loss_fn(params):
+        outputs, updated = model.apply({"params": params, "batch_stats": state.batch_stats}, images, train=True,
+                                       mutable=["batch_stats"], rngs={"dropout": dropout_key})
+        losses = isnet_losses(outputs, batch["label"])
+        return losses["total"], (losses, updated["batch_stats"])
+
+    grads, (losses, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    state = state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates),
+                          batch_stats=batch_stats, opt_state=opt_state)
+    if state.ema is not None:
+        state = state.replace(ema=jax.tree.map(lambda old, new: _average(old, new, ema_decay), state.ema,
+                                               state.variables))
+    return state, losses
+
+
+def _average(old, new, decay):
+    """Moving average; counters are copied."""
+    return new if jnp.issubdtype(new.dtype, jnp.integer) else decay * old + (1 - decay) * new
+
+
+def make_train_step(model, optimizer, config, mesh):
+    """Jitted `train_step(state, batch)` over the mesh; the state is donated."""
+    step = partial(train_step, model=model, optimizer=optimizer, seed=config.seed,
+                   photometric=config.augment.photometric, ema_decay=config.train.ema_decay)
+    return jax.jit(step, donate_argnums=0,
+                   in_shardings=(sharding.replicated(mesh), sharding.split_batch(mesh)),
+                   out_shardings=sharding.replicated(mesh))
+
+
+def run_steps(step, state, batches, stop, mesh, on_metrics):
+    """Steps until `stop` or the end of `batches`; returns the state.
+
+    batches: iterator of dicts of NumPy arrays. `on_metrics(step, losses, example_ids, seconds_waited_for_data)` is
+    called a step late, so that the device always has the next step queued. Raises UserError when a loss is not
+    finite.
+    """
+    pending, done = None, int(state.step)
+    while done < stop:
+        started = time.perf_counter()
+        batch = next(batches)
+        waited = time.perf_counter() - started
+        index = batch.pop("index")
+        state, losses = step(state, sharding.to_devices(batch, mesh))
+        done += 1
+        if pending:
+            _deliver(on_metrics, *pending)
+        pending = done, losses, index, waited
+    if pending:
+        _deliver(on_metrics, *pending)
+    return state
+
+
+def _deliver(on_metrics, step, losses, index, waited):
+    losses = {name: float(np.asarray(value)) for name, value in losses.items()}
+    if not np.isfinite(losses["total"]):
+        raise UserError(f"The loss at step {step} is {losses['total']} (examples {index.tolist()} of the training "
+                        "split on this process). Nothing was saved since the last checkpoint; lower "
+                        "config.train.base_lr, or look at those examples.")
+    on_metrics(step, losses, waited)
