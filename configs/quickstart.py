@@ -11,11 +11,11 @@ def get_config(backbone="resnet18"):
     c.data.name = "scenes"
     c.augment.resize = ()
     c.augment.scale_range = (0.75, 1.25)
-    c.augment.crop_size = (96, 128)
+    c.augment.crop_size = (64, 96)
     c.train.global_batch_size = 8
-    c.train.epochs = 10
+    c.train.epochs = 6
     c.train.base_lr = 0.02
     c.test.resize = ()
-    c.run.eval_every_epochs = 5
+    c.run.eval_every_epochs = 3
     c.run.log_every_steps = 25
     return c

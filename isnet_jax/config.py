@@ -13,7 +13,6 @@ def default(backbone="resnet50"):
     if backbone not in BACKBONES:
         raise UserError(f"There is no backbone {backbone!r}; write --config=FILE:BACKBONE with one of "
                         f"{', '.join(BACKBONES)}.")
-    optional_str = config_dict.placeholder(str)
     return ConfigDict({
         "seed": 0,
         "model": {
@@ -27,8 +26,8 @@ def default(backbone="resnet50"):
         },
         "data": {
             "name": "",
-            "source": optional_str,  # the official folder, prepared on first use
-            "data_dir": optional_str,  # where prepared data lives; TFDS's default if unset
+            "source": config_dict.placeholder(str),  # the official folder, prepared on first use
+            "data_dir": config_dict.placeholder(str),  # where prepared data lives; TFDS's default if unset
             "train_split": "train",
             "eval_split": "val",
         },
@@ -52,7 +51,7 @@ def default(backbone="resnet50"):
             "momentum": 0.9,
             "power": 0.9,
             "ema_decay": 0.0,  # 0: no moving average of the weights
-            "pretrained": optional_str,  # .pth of the ImageNet backbone or of a whole ISNet
+            "pretrained": config_dict.placeholder(str),  # .pth of the ImageNet backbone or of a whole ISNet
         },
         "test": {
             "resize": (2048, 512),  # (long, short), or () for the original size

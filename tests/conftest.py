@@ -11,11 +11,11 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import numpy as np
+import pytest
 
-from isnet_jax import convert, create_model  # noqa: E402
+from isnet_jax import convert, create_model
 
 REFERENCE = Path(__file__).parent / "reference"
 

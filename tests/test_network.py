@@ -56,11 +56,12 @@ def randomised(variables, seed=0):
         elif path[-1] == "num_batches_tracked":
             flat[path] = np.zeros((), np.int32)
         else:
-            flat[path] = rng.standard_normal(leaf.shape) * (0.3 if leaf.ndim == 1 else (2 / np.prod(leaf.shape[:-1]))**0.5)
+            std = 0.3 if leaf.ndim == 1 else (2 / np.prod(leaf.shape[:-1]))**0.5
+            flat[path] = std * rng.standard_normal(leaf.shape)
     return traverse_util.unflatten_dict(flat)
 
 
-# --- (a) semantic-level context: pixels and loops instead of class tokens --------------------------
+# --- semantic-level context: pixels and loops instead of class tokens --------------------------
 
 
 def pixel_by_pixel(variables, feats, logits, image_context, train, winner):
@@ -69,9 +70,8 @@ def pixel_by_pixel(variables, feats, logits, image_context, train, winner):
 
     def normalize_act(x, name):
         bn, old = params[name]["bn"], stats[name]["bn"]
-        mean, var = old["mean"], old["var"]
+        mean, var, count = old["mean"], old["var"], x[..., 0].size
         if train:
-            count = x.size // x.shape[-1]
             mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
             new[name] = {"bn": {"mean": 0.9 * old["mean"] + 0.1 * mean, "num_batches_tracked": 1,
                                 "var": 0.9 * old["var"] + 0.1 * var * count / (count - 1)}}
@@ -91,8 +91,8 @@ def pixel_by_pixel(variables, feats, logits, image_context, train, winner):
                 source = source.at[image, ys, xs].set(vector)
     query = project(project(feats, "query1"), "query2").reshape(b, h * w, -1)
     key = project(project(source, "key1"), "key2").reshape(b, h * w, -1)
-    scores = jnp.exp(query @ key.swapaxes(1, 2) / np.sqrt(channels // 2))
-    context = scores / scores.sum(-1, keepdims=True) @ project(source, "value").reshape(b, h * w, -1)
+    weights = jax.nn.softmax(query @ key.swapaxes(1, 2) / np.sqrt(channels // 2))
+    context = weights @ project(source, "value").reshape(b, h * w, -1)
     both = jnp.concatenate([image_context, project(context.reshape(b, h, w, -1), "out")], -1)
     padded = jnp.pad(both, ((0, 0), (1, 1), (1, 1), (0, 0)))
     kernel = params["bottleneck"]["conv"]["kernel"]
@@ -121,17 +121,15 @@ def test_class_tokens_equal_pixels(train, x64):
         return (y * cotangent).sum(), (y, new)
 
     winner = logits.argmax(-1)
-    grad = functools.partial(jax.grad, argnums=(0, 1, 2, 3), has_aux=True)
-    arguments = variables["params"], feats, logits, image_context
-    grads, (y, new) = jax.jit(grad(tokens))(*arguments)
-    wanted_grads, (wanted_y, wanted_new) = jax.jit(grad(pixels))(*arguments)
-    assert_close(y, wanted_y, 1e-12)
-    assert_close(new, wanted_new, 1e-12)
+    (grads, found), (wanted_grads, wanted) = (
+        jax.jit(jax.grad(function, argnums=(0, 1, 2, 3), has_aux=True))(
+            variables["params"], feats, logits, image_context) for function in (tokens, pixels))
+    assert_close(found, wanted, 1e-12)  # output and running statistics
     assert_close(grads, wanted_grads, 1e-10)
     assert np.abs(grads[2]).max() > 1e-4  # logits do get a gradient
 
 
-# --- (b, g) attention ------------------------------------------------------------------------------
+# --- attention ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("max_scores", [10, 39, 200])
@@ -140,16 +138,15 @@ def test_blocked_attention_equals_direct(max_scores, monkeypatch, x64):
     query, key, value, cotangent = (rng.standard_normal((2, 13, n)) for n in (4, 4, 6, 6))
     bias = np.where(rng.random((2, 13)) < 0.3, -np.inf, rng.standard_normal((2, 13)))
 
-    def run():
-        for key_bias in (None, bias):
-            y, pullback = jax.vjp(lambda q, k, v: attention.attention(q, k, v, key_bias), query, key, value)
-            yield y, pullback(cotangent)
+    def run(key_bias):
+        y, pullback = jax.vjp(lambda q, k, v: attention.attention(q, k, v, key_bias), query, key, value)
+        return y, pullback(cotangent)
 
     scores = np.exp(np.einsum("bnd,bmd->bnm", query, key) / 2 + bias[:, None])
-    direct = list(run())
+    direct = run(None), run(bias)
     assert_close(direct[1][0], scores / scores.sum(-1, keepdims=True) @ value, 1e-12)
     monkeypatch.setattr(attention, "MAX_SCORES", max_scores)
-    assert_close(list(run()), direct, 1e-12)
+    assert_close((run(None), run(bias)), direct, 1e-12)
 
 
 def test_attention_memory_grows_with_the_pixels():
@@ -166,8 +163,6 @@ def test_image_vector_equals_concatenation(x64):
     variables = conv.init(jax.random.key(0), feats, vector)
     both = np.concatenate([np.broadcast_to(vector, (2, 5, 6, 3)), feats], -1)
     assert_close(conv.apply(variables, feats, vector), conv.apply(variables, both), 1e-14)
-    params = variables["params"]
-    assert_close(conv.apply(variables, feats, vector), both @ params["kernel"][0, 0] + params["bias"], 1e-14)
 
 
 def test_image_level_context_in_blocks(monkeypatch, x64):
@@ -184,7 +179,7 @@ def test_image_level_context_in_blocks(monkeypatch, x64):
     assert_close(run(feats), direct, 1e-12)
 
 
-# --- (c) canvases ----------------------------------------------------------------------------------
+# --- canvases ----------------------------------------------------------------------------------
 
 
 def on_canvas(images, shape, seed=0):
@@ -233,12 +228,11 @@ def test_prediction_on_a_canvas(x64):
     model, variables = network("resnet18", num_classes=6, shortcut=True)
     variables = cast(variables, np.float64)
     images = [weights.image(*size).astype(np.float64)[0] for size in ((41, 57), (52, 31))]
-    outputs = [(50, 70), (33, 40)]
     run = jax.jit(functools.partial(predict, model, scales=(1.0, 0.75), flip=True, flip_pairs=((1, 2), (4, 5))),
                   static_argnums=2)
     canvas, sizes = on_canvas(images, (56, 64))
-    padded = run(variables, canvas, (51, 72), valid_size=sizes, output_size=np.array(outputs))
-    for i, (image, (h, w)) in enumerate(zip(images, outputs)):
+    padded = run(variables, canvas, (51, 72), valid_size=sizes, output_size=np.array([(50, 70), (33, 40)]))
+    for i, (image, (h, w)) in enumerate(zip(images, ((50, 70), (33, 40)))):
         assert_close(padded[i, :h, :w], run(variables, image[None], (h, w))[0], 1e-10)
 
 
@@ -257,7 +251,7 @@ def test_windows_in_batches():
     assert_close(run((20, 20), (3, 2)), images - images.mean((1, 2), keepdims=True), 1e-5)
 
 
-# --- (d, e) devices, precision, recomputation ------------------------------------------------------
+# --- devices, precision, recomputation ------------------------------------------------------
 
 
 @functools.cache
@@ -273,7 +267,7 @@ def training_step(devices, remat, shortcut):
         values = losses.isnet_losses(outputs, labels)
         return values["total"], (values, new["batch_stats"])
 
-    mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
+    mesh = Mesh(jax.devices()[:devices], "data")
     whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
     step = jax.jit(jax.grad(loss, has_aux=True), in_shardings=(whole, whole, split, split), out_shardings=whole)
     return jax.device_get(step(variables["params"], variables["batch_stats"], images, labels))
@@ -290,28 +284,17 @@ def test_remat_changes_nothing(x64):
 
 
 def test_bfloat16():
-    images = weights.image(41, 33)
-    outputs = {}
+    images, outputs = weights.image(41, 33), {}
     for dtype in ("float32", "bfloat16"):
         model, variables = network("resnet18", dtype=dtype)
         outputs[dtype] = jax.jit(model.apply)(variables, images)["stage1_logits"]
     assert outputs["bfloat16"].dtype == jnp.float32
-    difference = np.abs(outputs["bfloat16"] - outputs["float32"])
-    assert 0 < difference.max() and difference.mean() < 0.05 * outputs["float32"].std()
+    assert 0 < np.abs(outputs["bfloat16"] - outputs["float32"]).mean() < 0.05 * outputs["float32"].std()
     fresh = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
     assert {leaf.dtype for leaf in jax.tree.leaves(fresh["params"])} == {jnp.dtype("float32")}
 
 
-# --- (h) imports -----------------------------------------------------------------------------------
-
-
-def test_network_needs_no_tensorflow():
-    code = ("import sys; sys.modules.update(tensorflow=None, tensorflow_datasets=None, grain=None, torch=None)\n"
-            "import isnet_jax.models, isnet_jax.losses, isnet_jax.inference, isnet_jax.convert")
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
-
-
-# --- losses ----------------------------------------------------------------------------------------
+# --- losses, imports ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("block_rows", [4, 32])
@@ -337,7 +320,13 @@ def test_losses_of_ignored_labels_are_zero():
     assert values == 0 and not any(grad.any() for grad in grads.values())
 
 
-# --- (f, i) PyTorch --------------------------------------------------------------------------------
+def test_network_needs_no_tensorflow():
+    code = ("import sys; sys.modules.update(tensorflow=None, tensorflow_datasets=None, grain=None, torch=None)\n"
+            "import isnet_jax.models, isnet_jax.losses, isnet_jax.inference, isnet_jax.convert")
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+# --- PyTorch --------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -380,8 +369,7 @@ def test_rescale_equals_torch(scale, torch, x64):
     x = np.random.default_rng(8).standard_normal((1, 29, 23, 3))
     wanted = torch.nn.functional.interpolate(torch.tensor(x.transpose(0, 3, 1, 2)), scale_factor=scale,
                                              mode="bilinear", align_corners=False).numpy().transpose(0, 2, 3, 1)
-    found, _ = rescale(x, scale)
-    assert_close(found, wanted, 1e-12)
+    assert_close(rescale(x, scale)[0], wanted, 1e-12)
     padded, size = rescale(np.pad(x, ((0, 0), (0, 4), (0, 9), (0, 0)), constant_values=np.nan), scale,
                            np.array([[29, 23]]))
     assert tuple(size[0]) == wanted.shape[1:3]
@@ -397,15 +385,16 @@ def test_other_depths_equal_torch(backbone, torch, x64):
                          for key, value in convert.to_torch(variables, model).items()})
     net.double().eval()
     variables = cast(variables, np.float64)
-    images, labels = weights.image(49, 65, batch=2).astype(np.float64), weights.labels(49, 65, 5, batch=2)
+    # ResNeSt normalises one vector an image: with few images that multiplies rounding errors, block after block
+    batch = 8 if backbone.startswith("resnest") else 2
+    images, labels = weights.image(33, 41, batch=batch).astype(np.float64), weights.labels(33, 41, 5, batch=batch)
     x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
         wanted = [y.numpy().transpose(0, 2, 3, 1) for y in net(x)]
         wanted_losses = oracle.losses(net.train()(x), torch.from_numpy(labels))
     outputs = jax.jit(model.apply)(variables, images)
     assert_close([outputs["logits"], outputs["stage1_logits"]], wanted, 1e-9)
-    forward = jax.jit(lambda variables: losses.isnet_losses(model.apply(
-        variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})[0], labels))
-    found = forward(variables)
+    train = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
+    found = losses.isnet_losses(train(variables, images, rngs={"dropout": jax.random.key(0)})[0], labels)
     assert_close([found[name] for name in ("auxiliary", "stage1", "stage2", "total")],
                  [wanted_losses[name].numpy() for name in ("aux", "stage1", "stage2", "total")], 1e-9)

@@ -1,0 +1,243 @@
+"""The main job and its commands, as a user runs them, on a small folder in CamVid's layout."""
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from isnet_jax import checkpoints, config, convert, create_model, job, train
+from isnet_jax.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments, module="main", devices=1, cwd=ROOT):
+    """A command as typed: (exit code, stdout, stderr)."""
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-m", f"isnet_jax.{module}", *arguments], capture_output=True, text=True,
+                          cwd=cwd, env=environment, timeout=300)
+    return done.returncode, done.stdout, done.stderr
+
+
+def unwrapped(text):
+    return " ".join(text.split())
+
+
+@pytest.fixture(scope="module")
+def camvid(tmp_path_factory):
+    """Stripes of classes in their own colours, 48x64: (source, data_dir)."""
+    source = tmp_path_factory.mktemp("camvid")
+    rng = np.random.default_rng(0)
+    palette = rng.integers(0, 256, (12, 3))
+    for split, count in (("train", 18), ("val", 5), ("test", 2)):
+        for kind in ("images", "labels"):
+            (source / split / kind).mkdir(parents=True)
+        for i in range(count):
+            label = np.repeat(rng.integers(0, 12, (6, 8)), 8, 0).repeat(8, 1).astype(np.uint8)
+            image = np.clip(palette[label] + rng.integers(-20, 20, (48, 64, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(image).save(source / split / "images" / f"{i:03d}.jpg", quality=95)
+            Image.fromarray(label).save(source / split / "labels" / f"{i:03d}.png")
+    return source, tmp_path_factory.mktemp("data")
+
+
+def overrides(camvid, **more):
+    fields = {"data.source": camvid[0], "data.data_dir": camvid[1], "augment.resize": "()",
+              "augment.crop_size": "(32, 32)", "augment.scale_range": "(1.0, 1.5)", "train.global_batch_size": 8,
+              "train.epochs": 3, "test.batch_size": 8, "run.eval_every_epochs": 2, "run.checkpoint_every_steps": 3,
+              "run.keep_checkpoints": 5, "run.log_every_steps": 1, **more}
+    return [f"--config.{name}={value}" for name, value in fields.items()]
+
+
+def small_config(camvid, **more):
+    c = config.default("resnet18")
+    c.model.num_classes, c.data.name = 11, "camvid"
+    c.update_from_flattened_dict({"augment.resize": (), "augment.crop_size": (32, 32), "augment.scale_range": (1., 1.5),
+                                  "train.global_batch_size": 8, "train.epochs": 3, "test.resize": (),
+                                  "test.batch_size": 8, "run.eval_every_epochs": 2, "run.checkpoint_every_steps": 3,
+                                  "run.keep_checkpoints": 5, "run.log_every_steps": 1, **more})
+    c.data.source, c.data.data_dir = map(str, camvid)
+    return c
+
+
+def weights_at(workdir, step):
+    """Every array of the checkpoint at `step`, by name."""
+    c = config.default("resnet18")
+    c.model.num_classes = 11
+    model = create_model(c.model)
+    template = jax.eval_shape(lambda: train.init_state(model, train.make_optimizer(c.train, 6), 0, ema=True))
+    with checkpoints.ocp.CheckpointManager(workdir / "checkpoints") as manager:
+        state = manager.restore(step, args=checkpoints.ocp.args.StandardRestore(template))
+    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(state)}
+
+
+@pytest.fixture(scope="module")
+def finished(camvid, tmp_path_factory):
+    """A run of 6 steps (2 an epoch) on 8 devices, with a moving average of the weights."""
+    workdir = tmp_path_factory.mktemp("run") / "small"
+    result = job.run(small_config(camvid, **{"train.ema_decay": 0.5}), workdir)
+    return workdir, result
+
+
+def test_a_run_leaves_scores_a_picture_logs_and_checkpoints(finished):
+    workdir, result = finished
+    record = json.loads((workdir / "results.json").read_text())
+    assert record["step"] == 6 and set(record) == {"step", "weights", "ema"}
+    assert record["weights"]["miou"] == pytest.approx(100 * result["miou"], abs=1e-3)
+    labelled = sum(int((np.array(Image.open(path)) < 11).sum())
+                   for path in sorted((Path(str(small_source(workdir))) / "val" / "labels").iterdir()))
+    assert np.sum(record["weights"]["confusion"]) == labelled  # every labelled pixel of the split, once
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss/total" in row] == [1, 2, 3, 4, 5, 6]
+    assert {row["step"] for row in rows if "eval/miou" in row} == {4, 6}
+    assert {row["step"] for row in rows if "eval_(EMA)/miou" in row} == {4, 6}
+    assert list((workdir / "tensorboard").iterdir())
+    assert Image.open(workdir / "predictions.png").size[0] > 3 * 64
+
+
+def small_source(workdir):
+    return checkpoints.read_config(workdir)["data"]["source"]
+
+
+def test_resume_equals_uninterrupted_bit_for_bit(finished, camvid, tmp_path):
+    """From a checkpoint in mid-epoch: weights, momentum, statistics, moving average and step."""
+    whole, _ = finished
+    resumed = tmp_path / "resumed"
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "6")
+    assert sorted(path.name for path in (resumed / "checkpoints").iterdir()) == ["3"]
+    job.run(small_config(camvid, **{"train.ema_decay": 0.5}), resumed)
+    expected, found = weights_at(whole, 6), weights_at(resumed, 6)
+    assert expected.keys() == found.keys() and len(expected) > 300
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, name)
+    before = weights_at(whole, 3)
+    assert any((before[name] != expected[name]).any() for name in expected)
+
+
+def test_a_finished_run_is_evaluated_again_not_trained(finished, camvid, tmp_path, capsys):
+    workdir = tmp_path / "again"
+    shutil.copytree(finished[0], workdir)
+    result = job.run(small_config(camvid, **{"train.ema_decay": 0.5}), workdir)
+    np.testing.assert_array_equal(result["confusion"], finished[1]["confusion"])
+    assert "loss" not in capsys.readouterr().out
+
+
+def test_a_damaged_checkpoint_is_named(finished, camvid, tmp_path):
+    workdir = tmp_path / "damaged"
+    shutil.copytree(finished[0], workdir)
+    for path in (workdir / "checkpoints" / "6").rglob("*"):
+        if path.is_file() and path.stat().st_size > 1000:
+            path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(UserError, match=r"checkpoints/6 .*damaged.*Delete"):
+        job.run(small_config(camvid, **{"train.ema_decay": 0.5}), workdir)
+
+
+def test_a_workdir_belongs_to_one_config(finished, camvid):
+    with pytest.raises(UserError, match="another config .*train.base_lr: 0.01 there, 0.02 now.*--workdir"):
+        job.run(small_config(camvid, **{"train.ema_decay": 0.5, "train.base_lr": 0.02}), finished[0])
+    with pytest.raises(UserError, match="model.backbone: resnet18 there, resnet34 now"):
+        job.run(small_config(camvid, **{"train.ema_decay": 0.5, "model.backbone": "resnet34"}), finished[0])
+
+
+def test_pretrained_weights_are_what_training_starts_from(finished, camvid, tmp_path):
+    """A converted directory, or a run's, with a learning rate of 0: the weights come out as they went in."""
+    workdir = tmp_path / "tuned"
+    c = small_config(camvid, **{"train.base_lr": 0.0, "train.min_lr": 0.0, "train.epochs": 1})
+    c.train.pretrained = str(finished[0])
+    job.run(c, workdir)
+    template = convert.variable_shapes(create_model(c.model))
+    old, new = (checkpoints.load_variables(path, template)["params"] for path in (finished[0], workdir))
+    jax.tree.map(np.testing.assert_array_equal, new, old)
+
+
+def test_the_plain_command_trains_evaluates_and_resumes(camvid, tmp_path):
+    arguments = ["--config=configs/camvid.py:resnet18", f"--workdir={tmp_path}/w", *overrides(camvid)]
+    code, out, err = run(*arguments, "--config.train.epochs=1")
+    assert code == 0, err
+    assert err == ""  # quiet: no library noise
+    assert "18 training and 5 evaluation images, 2 steps of 8" in out
+    assert "step 2/2  loss" in out and "ETA" in out and "pixel accuracy" in out
+    assert f"{tmp_path}/w/predictions.png" in out
+    code, out, err = run(*arguments, "--config.train.epochs=1", devices=2)  # another number of devices, too
+    assert code == 0 and "going on from step 2" in out, err
+
+
+MISTAKES = {
+    "no config": ([], 2, "--config=FILE is missing"),
+    "no such file": (["--config=configs/ade.py"], 1, "configs/ade.py' does not exist"),
+    "unknown backbone": (["--config=configs/ade20k.py:resnet51"], 1, "resnet51.*resnet18, resnet34, resnet50"),
+    "mistyped section": (["--config=configs/camvid.py", "--config.trian.epochs=3"], 1, "'trian'; did you mean 'train'"),
+    "mistyped field": (["--config=configs/camvid.py", "--config.train.epoch=3"], 1,
+                       "config.train has no field 'epoch'; did you mean 'epochs'"),
+    "wrong type": (["--config=configs/camvid.py", "--config.train.epochs=many"], 2, "config.train.epochs=many"),
+    "impossible value": (["--config=configs/camvid.py", "--config.train.momentum=1.5"], 1, "config.train.momentum is 1.5"),
+    "unknown flag": (["--config=configs/camvid.py", "--wrokdir=x"], 2, "no flag --wrokdir"),
+    "stray word": (["--config=configs/camvid.py", "train"], 2, "word without a flag: train"),
+    "no data": (["--config=configs/camvid.py", "--config.data.data_dir=/nonexistent"], 1, "config.data.source=DIR"),
+    "no folder": (["--config=configs/camvid.py", "--config.data.source=/nonexistent"], 1, "/nonexistent"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_paragraph_without_a_traceback(mistake, tmp_path):
+    arguments, expected_code, pattern = MISTAKES[mistake]
+    code, out, err = run(*arguments)
+    assert code == expected_code
+    assert err.startswith("error: ") and "Traceback" not in err
+    assert re.search(pattern, unwrapped(err)), err
+
+
+@pytest.mark.parametrize("field, value, pattern", [
+    ("model.num_classes", 12, "num_classes is 12, but .* camvid has 11"),
+    ("data.eval_split", "validation", "no split 'validation'.*train, val, test"),
+    ("data.name", "camvd", "no data set 'camvd'"),
+    ("train.global_batch_size", 64, "18 examples, fewer than config.train.global_batch_size"),
+    ("train.global_batch_size", 12, "12, which is not a positive multiple of the 8 devices"),
+    ("train.pretrained", "/nonexistent.pth", "/nonexistent.pth"),
+])
+def test_mistakes_found_with_the_data(camvid, tmp_path, field, value, pattern):
+    with pytest.raises(UserError, match=pattern):
+        job.run(small_config(camvid, **{field: value}), tmp_path / "w")
+
+
+def test_a_broken_config_file_is_told_with_its_line(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from isnet_jax import config\n\ndef get_config():\n    return config.default().modle\n")
+    code, _, err = run(f"--config={path}")
+    assert code == 1 and "line 4" in unwrapped(err) and "Traceback" not in err
+
+
+RECIPES = {  # crop, batch, epochs, base lr, min lr, weight decay, classes: the table of the official recipes
+    ("ade20k", "resnet50"): ((512, 512), 16, 130, 0.01, 1e-4, 5e-4, 150),
+    ("ade20k", "resnet101"): ((512, 512), 16, 130, 0.01, 1e-4, 5e-4, 150),
+    ("ade20k", "resnest101"): ((512, 512), 16, 180, 0.004, 1e-4, 5e-4, 150),
+    ("coco_stuff", "resnet50"): ((512, 512), 16, 110, 0.001, 1e-5, 1e-4, 182),
+    ("coco_stuff", "resnet101"): ((512, 512), 16, 110, 0.001, 1e-5, 1e-4, 182),
+    ("coco_stuff", "resnest101"): ((512, 512), 32, 150, 0.001, 1e-4, 1e-4, 182),
+    ("cityscapes", "resnet50"): ((512, 1024), 16, 440, 0.01, 1e-4, 5e-4, 19),
+    ("cityscapes", "resnet101"): ((512, 1024), 16, 440, 0.01, 1e-4, 5e-4, 19),
+    ("cityscapes", "resnest101"): ((512, 1024), 16, 440, 0.01, 1e-4, 5e-4, 19),
+    ("lip", "resnet50"): ((473, 473), 32, 150, 0.01, 1e-4, 5e-4, 20),
+    ("lip", "resnet101"): ((473, 473), 32, 150, 0.01, 1e-4, 5e-4, 20),
+    ("lip", "resnest101"): ((473, 473), 40, 150, 0.007, 7e-5, 5e-4, 20),
+}
+
+
+@pytest.mark.parametrize("name, backbone", RECIPES)
+def test_the_official_recipes(name, backbone):
+    c = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"](backbone)
+    config.check(c)
+    t = c.train
+    assert (c.augment.crop_size, t.global_batch_size, t.epochs, t.base_lr, t.min_lr, t.weight_decay,
+            c.model.num_classes) == RECIPES[name, backbone]
+    assert c.model.backbone == backbone and c.model.shortcut == (name == "lip")
+    assert c.model.activation == ("leaky_relu" if name == "lip" else "relu")
+    assert (t.momentum, t.power, t.ema_decay, c.model.dropout) == (0.9, 0.9, 0, 0.1)
