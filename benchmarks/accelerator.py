@@ -82,7 +82,7 @@ def load_case(name):
     """An eval case: `create_model`'s fields, official state dict, images, and the logits recorded in float64."""
     with np.load(REFERENCE / "cases" / f"eval_{name}.npz") as file:
         meta, logits = json.loads(str(file["meta"])), file["logits"].astype(np.float64)
-    fields, lip = {key: meta[key] for key in ("backbone", "num_classes")}, meta["dataset"] == "lip"
+    lip, fields = meta["dataset"] == "lip", {key: meta[key] for key in ("backbone", "num_classes")}
     fields |= {"shortcut": lip, "activation": "leaky_relu" if lip else "relu"}
     state_dict = weights.state_dict(REFERENCE / f"keys/{meta['backbone']}_{meta['num_classes']}.json", meta["seed"])
     return fields, state_dict, weights.image(meta["height"], meta["width"], meta["seed"], meta["batch"]), logits
@@ -99,16 +99,15 @@ def timed(call, wait):
     """Median seconds of `call()`, and the spread of five repeats over it; `wait(result)` blocks until it is done."""
     for _ in range(3):
         wait(call())
-    start = time.perf_counter()
-    wait(call())
-    count = max(1, min(50, round(0.4 / (time.perf_counter() - start))))
-    seconds = []
-    for _ in range(5):
+    seconds, count = [], 1
+    for _ in range(6):  # the first only says how many steps a repeat takes
         start = time.perf_counter()
         for _ in range(count):
             result = call()
         wait(result)
         seconds.append((time.perf_counter() - start) / count)
+        count = max(1, min(50, round(0.4 / seconds[0])))
+    seconds = seconds[1:]
     median = statistics.median(seconds)
     return median, (max(seconds) - min(seconds)) / median
 
@@ -131,9 +130,6 @@ def halving(attempt, wanted):
 
 def count_flops(jaxpr):
     """FLOPs of the matrix products and convolutions in a jaxpr; the body of a scan counts for every turn."""
-    def is_jaxpr(x):
-        return hasattr(x, "eqns")
-
     total = 0
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
@@ -143,7 +139,7 @@ def count_flops(jaxpr):
             kernel, output_axis = eqn.invars[1].aval, eqn.params["dimension_numbers"].rhs_spec[0]
             total += 2 * eqn.outvars[0].aval.size * kernel.size // kernel.shape[output_axis]
         else:
-            inner = sum(count_flops(body) for body in jax.tree.leaves(eqn.params, is_leaf=is_jaxpr) if is_jaxpr(body))
+            inner = sum(count_flops(body) for body in jax.tree.leaves(eqn.params) if hasattr(body, "eqns"))
             total += inner * (eqn.params["length"] if eqn.primitive.name == "scan" else 1)
     return total
 
@@ -260,7 +256,7 @@ def torch_speed(name, training, quick):
     net, device = torch_network(config.model)
     net, cuda = net.train(training), device == "cuda"
     optimizer = torch.optim.SGD(net.parameters(), LR, config.train.momentum, weight_decay=config.train.weight_decay)
-    forms = {"all classes": torch_isnet.class_vectors, "winning classes": winners_class_vectors}
+    forms = {"over all classes": torch_isnet.class_vectors, "over winning classes": winners_class_vectors}
 
     def attempt(size):
         if cuda:
@@ -288,7 +284,7 @@ def torch_speed(name, training, quick):
                 torch_isnet.class_vectors = function
                 found[form] = timed(train_step if training else infer, lambda _: cuda and torch.cuda.synchronize())
         finally:
-            torch_isnet.class_vectors = forms["all classes"]
+            torch_isnet.class_vectors = forms["over all classes"]
         best = min(found, key=found.get)
         return {"seconds": found[best][0], "spread": found[best][1], "size": shape, "loop_over": best,
                 "seconds_by_loop": {form: seconds for form, (seconds, _) in found.items()},
@@ -354,9 +350,8 @@ def table(results):
     rate = cell("matrix bfloat16", "tflops", "{:.0f} TFLOP/s")
     lines = [f"{results['gpu'] or results['device']}; {versions}. Measured bfloat16 matrix rate: {rate}."]
     for kind in ("train", "infer"):
-        lines += ["", f"| {kind} | size, batch | img/s | share of matrix rate | GiB | compile s "
-                  "| PyTorch img/s | its loop over | PyTorch GiB | ratio |"]
-        lines += ["|---|---|--:|--:|--:|--:|--:|---|--:|--:|"]
+        lines += ["", f"| {kind} | size, batch | img/s | of matrix rate | GiB | compile s | PyTorch img/s | its loop | GiB | ratio |",
+                  "|---|---|--:|--:|--:|--:|--:|---|--:|--:|"]
         for name in sorted({name.split()[-1] for name in good if kind in name.split()}):
             ours, theirs = f"{kind} {name}", f"torch {kind} {name}"
             one, other = good.get(ours), good.get(theirs)
@@ -384,11 +379,11 @@ def write_doc(results):
 
 
 def environment():
-    packages = ("jax", "jaxlib", "flax", "torch", "nvidia-cudnn-cu13")
-    versions = {name: importlib.metadata.version(name) for name in packages if any(importlib.metadata.distributions(name=name))}
+    packages = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
     command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     found = shutil.which(command[0]) and subprocess.run(command, check=False, capture_output=True, text=True).stdout
-    return {"versions": versions, "gpu": found.splitlines()[0] if found else None}
+    return {"gpu": found.splitlines()[0] if found else None, "versions": {
+        name: packages[name] for name in ("jax", "jaxlib", "flax", "torch", "nvidia-cudnn-cu13") if name in packages}}
 
 
 def main(output, seconds, resume, quick):
@@ -409,7 +404,7 @@ def main(output, seconds, resume, quick):
         results = json.loads(output.read_text())
         if not results["measured"]:
             sys.exit("Nothing was measured.")
-        results["skipped"] = [name for names in plan(quick).values() for name in names if name not in results["measured"]]
+        results["skipped"] = [name for name in sum(plan(quick).values(), []) if name not in results["measured"]]
         results["elapsed_seconds"] = time.time() - started
         save(results, output)
         if not quick:

@@ -1,4 +1,5 @@
 """The main job and its commands, as a user runs them, on a small folder in CamVid's layout."""
+import functools
 import json
 import os
 import re
@@ -13,10 +14,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from isnet_jax import checkpoints, config, convert, create_model, job, train
+from isnet_jax import checkpoints, config, convert, create_model, job, sharding, train
 from isnet_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_devices():
+    """A mesh of two: eight copies of the weights would only cost time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, jax.devices()[:2]))
+        yield
 
 
 def run(*arguments, module="main", devices=1, cwd=ROOT):
@@ -80,7 +89,7 @@ def weights_at(workdir, step):
 
 @pytest.fixture(scope="module")
 def finished(camvid, tmp_path_factory):
-    """A run of 6 steps (2 an epoch) on 8 devices, with a moving average of the weights."""
+    """A run of 6 steps (2 an epoch) on two devices, with a moving average of the weights."""
     workdir = tmp_path_factory.mktemp("run") / "small"
     result = job.run(small_config(camvid, **{"train.ema_decay": 0.5}), workdir)
     return workdir, result
@@ -200,7 +209,7 @@ def test_a_mistake_is_one_paragraph_without_a_traceback(mistake, tmp_path):
     ("data.eval_split", "validation", "no split 'validation'.*train, val, test"),
     ("data.name", "camvd", "no data set 'camvd'"),
     ("train.global_batch_size", 64, "18 examples, fewer than config.train.global_batch_size"),
-    ("train.global_batch_size", 12, "12, which is not a positive multiple of the 8 devices"),
+    ("train.global_batch_size", 9, "9, which is not a positive multiple of the 2 devices"),
     ("train.pretrained", "/nonexistent.pth", "/nonexistent.pth"),
 ])
 def test_mistakes_found_with_the_data(camvid, tmp_path, field, value, pattern):
