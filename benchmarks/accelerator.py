@@ -1,16 +1,15 @@
 """Speed, memory and exactness of the official recipes on one accelerator, next to PyTorch on the same one.
 
-usage, in the repository's root: python -m benchmarks.accelerator [options]
+usage: python -m benchmarks.accelerator [options], in the repository's root
 
-  --output=FILE  results, by default benchmarks/accelerator.json, written after every measurement
+  --output=FILE  results, written after every measurement; by default benchmarks/accelerator.json (--quick: in /tmp)
   --seconds=N    nothing starts after N seconds (420) or runs past N + 30; what is left is named as skipped
   --resume       keeps what FILE holds and measures what was skipped or failed
   --table_only   measures nothing: writes the table in docs/performance.md from FILE
   --quick        every path at toy size, in a minute or two on a CPU; leaves docs/performance.md alone
 
-It needs neither TensorFlow nor data, and PyTorch only for the comparison. Where ml_collections is missing and nothing
-can be installed, put its wheel (`pip download --no-deps ml_collections`) on PYTHONPATH, unpacked.
-docs/performance.md says what is measured and how.
+docs/performance.md says what is measured and how. It needs neither TensorFlow nor data, and PyTorch only to compare.
+Where ml_collections is missing, put its wheel (`pip download --no-deps ml_collections`) on PYTHONPATH, unpacked.
 """
 import argparse
 import gc
@@ -21,10 +20,9 @@ import math
 import multiprocessing
 import os
 import runpy
-import shutil
 import statistics
-import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -42,20 +40,19 @@ weights = SimpleNamespace(**runpy.run_path(str(REFERENCE / "weights.py")))  # of
 RECIPES = [f"{data}-{backbone}" for data in ("ade20k", "coco_stuff", "cityscapes", "lip")
            for backbone in ("resnet50", "resnet101", "resnest101")]
 COMPARED = ("ade20k-resnet50", "cityscapes-resnet50", "lip-resnet101", "ade20k-resnest101")  # with PyTorch
-TORCH_SECONDS = 120  # of the budget, kept for PyTorch
 LR = 1e-4  # weights are random, not pretrained: at the recipe's rate they might overflow while being timed
 
 
 def plan(quick):
-    """Names of all measurements by framework, the most telling first, since time may run out."""
+    """Names of all measurements, JAX's before PyTorch's, the most telling first: time may run out."""
     recipes, compared, cases = RECIPES, COMPARED, ("resnet50_150", "resnet18_19", "resnet101_20", "resnest50_182")
     if quick:
         recipes, compared, cases = ["ade20k-resnet18"], ["ade20k-resnet18"], ["resnet18_19"]
     parity = [f"parity {case} {dtype}" for case in cases for dtype in ("float32", "bfloat16")]
     speeds = [f"{kind} {name}" for name in compared for kind in ("train", "infer")]
-    rest = [f"{kind} {name}" for kind in ("train", "infer") for name in recipes]
-    ours = dict.fromkeys(["matrix bfloat16", *parity[:2], *speeds, *parity[2:], *rest])
-    return {"jax": list(ours), "torch": [f"torch {name}" for name in [*speeds, *parity]]}
+    names = ["matrix bfloat16", *parity[:2], *speeds, *parity[2:]]
+    names += [f"{kind} {name}" for kind in ("train", "infer") for name in recipes]
+    return list(dict.fromkeys(names + [f"torch {name}" for name in speeds + parity]))
 
 
 def recipe(name, training, quick):
@@ -90,15 +87,14 @@ def load_case(name):
 
 def compare(found, recorded):
     """Logits (B, H, W, K) against the recorded ones."""
-    error = (np.asarray(found, np.float64) - recorded) / recorded.std()
+    error = (found.astype(np.float64) - recorded) / recorded.std()
     return {"max_error": float(np.abs(error).max()), "rms_error": float(np.sqrt((error**2).mean())),
             "argmax_agreement": float((found.argmax(-1) == recorded.argmax(-1)).mean())}
 
 
 def timed(call, wait):
     """Median seconds of `call()`, and the spread of five repeats over it; `wait(result)` blocks until it is done."""
-    for _ in range(3):
-        wait(call())
+    wait([call() for _ in range(3)])
     seconds, count = [], 1
     for _ in range(6):  # the first only says how many steps a repeat takes
         start = time.perf_counter()
@@ -107,9 +103,8 @@ def timed(call, wait):
         wait(result)
         seconds.append((time.perf_counter() - start) / count)
         count = max(1, min(50, round(0.4 / seconds[0])))
-    seconds = seconds[1:]
-    median = statistics.median(seconds)
-    return median, (max(seconds) - min(seconds)) / median
+    del seconds[0]
+    return statistics.median(seconds), (max(seconds) - min(seconds)) / statistics.median(seconds)
 
 
 def halving(attempt, wanted):
@@ -120,8 +115,7 @@ def halving(attempt, wanted):
             result = attempt(batch)
             return result | {"images_per_second": batch / result["seconds"], "batch": batch, "wanted_batch": wanted}
         except Exception as error:  # JAX and PyTorch each have their own kind
-            text = str(error).lower()
-            if batch == 1 or not ("resource_exhausted" in text or "out of memory" in text):
+            if batch == 1 or not any(x in str(error).lower() for x in ("resource_exhausted", "out of memory")):
                 raise
         gc.collect()
         batch //= 2
@@ -144,13 +138,6 @@ def count_flops(jaxpr):
     return total
 
 
-def forward_flops(model, shape, training):
-    """FLOPs of the network's forward pass on one image."""
-    forward = partial(model.apply, train=training, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})
-    image = jax.ShapeDtypeStruct((1, *shape, 3), np.float32)
-    return count_flops(jax.make_jaxpr(forward)(convert.variable_shapes(model), image))
-
-
 def jax_matrix(quick):
     n = 512 if quick else 8192
     a, b = (jax.random.normal(jax.random.key(i), (n, n), jnp.bfloat16) for i in range(2))
@@ -161,12 +148,10 @@ def jax_matrix(quick):
 def jax_parity(case, dtype):
     fields, state_dict, images, recorded = load_case(case)
     model = create_model(fields | {"dtype": dtype})
-    found = jax.jit(model.apply)(convert.from_torch(state_dict, model), images)["logits"]
-    return compare(np.asarray(found), recorded)
+    return compare(np.asarray(jax.jit(model.apply)(convert.from_torch(state_dict, model), images)["logits"]), recorded)
 
 
-def predict(variables, images, model):
-    """uint8 images (B, H, W, 3) -> classes, uint8 (B, H, W)."""
+def predict(variables, images, model):  # uint8 (B, H, W, 3) -> classes, uint8 (B, H, W)
     logits = model.apply(variables, photometry.normalize(images))["logits"]
     before, after = (jnp.tile(jnp.array(x.shape[1:3]), (len(images), 1)) for x in (logits, images))
     return evaluate.predict_classes(logits, images.shape[1:3], before, after)
@@ -176,21 +161,22 @@ def jax_speed(name, training, quick):
     """Images per second and costs of a train step or of inference."""
     config, shape, wanted = recipe(name, training, quick)
     model, mesh = create_model(config.model), sharding.make_mesh(jax.devices()[:1])
-    optimizer, everywhere = train.make_optimizer(config.train, 100_000), sharding.replicated(mesh)
+    optimizer = train.make_optimizer(config.train, 100_000)
     variables = convert.from_torch({key: weights.tensor(key, form) for key, (_, form)
                                     in convert.official_names(model).items()}, model)
-    flops = forward_flops(model, shape, training) * (3 if training else 1)
+    forward = partial(model.apply, train=training, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})
+    flops = count_flops(jax.make_jaxpr(forward)(variables, np.zeros((1, *shape, 3), np.float32)))  # of one image
+    flops *= 3 if training else 1  # the backward pass is two such passes
 
     def attempt(size):
         images, labels = random_batch(shape, size, model.num_classes)
         batch = {"image": images, "label": labels, "window": np.tile(np.array([0, 0, *shape], np.int32), (size, 1))}
         batch, losses = sharding.to_devices(batch, mesh), {}
         if training:
-            start = jax.jit(partial(train.state_from_variables, optimizer=optimizer), out_shardings=everywhere)
-            function, state, inputs = train.make_train_step(model, optimizer, config, mesh), start(variables), batch
+            function, inputs = train.make_train_step(model, optimizer, config, mesh), batch
+            state = jax.jit(partial(train.state_from_variables, optimizer=optimizer))(variables)
         else:
-            function, state = jax.jit(partial(predict, model=model)), jax.device_put(variables, everywhere)
-            inputs = batch["image"]
+            function, inputs, state = jax.jit(partial(predict, model=model)), batch["image"], jax.device_put(variables)
         began = time.perf_counter()
         program = function.lower(state, inputs).compile()
         compile_seconds, memory = time.perf_counter() - began, program.memory_analysis()
@@ -203,10 +189,9 @@ def jax_speed(name, training, quick):
             return losses
 
         seconds, spread = timed(call, jax.block_until_ready)
-        held = memory and memory.temp_size_in_bytes + memory.argument_size_in_bytes + (
-            memory.output_size_in_bytes - memory.alias_size_in_bytes)
+        held = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
         return {"seconds": seconds, "spread": spread, "size": shape, "compile_seconds": compile_seconds,
-                "memory_gib": held / 2**30 if held else None, "gflops_per_image": flops / 1e9,
+                "memory_gib": (held - memory.alias_size_in_bytes) / 2**30, "gflops_per_image": flops / 1e9,
                 "losses": {key: float(value) for key, value in losses.items()}}
 
     return halving(attempt, wanted)
@@ -226,9 +211,8 @@ def winners_class_vectors(feats, logits):
 
 def torch_network(fields, state_dict=None):
     """torch_isnet.ISNet of `create_model`'s fields with the weights given, or random ones; and where it runs."""
-    import torch
-
     from benchmarks import torch_isnet
+    torch = torch_isnet.torch
     leaky = fields["activation"] == "leaky_relu"
     net = torch_isnet.ISNet(fields["backbone"], fields["num_classes"], fields["shortcut"], leaky)
     state_dict = state_dict or {key: weights.tensor(key, tuple(x.shape)) for key, x in net.state_dict().items()}
@@ -248,9 +232,8 @@ def torch_parity(case, dtype):
 
 
 def torch_speed(name, training, quick):
-    import torch
-
     from benchmarks import torch_isnet
+    torch = torch_isnet.torch
     torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = True
     config, shape, wanted = recipe(name, training, quick)
     net, device = torch_network(config.model)
@@ -293,24 +276,25 @@ def torch_speed(name, training, quick):
     return halving(attempt, wanted)
 
 
-def run(framework, path, started, deadline, quick):
+def run(framework, results, path, started, deadline, quick):
     """Takes the measurements of "jax" or "torch" in this process, until the deadline."""
-    results, longest = json.loads(path.read_text()), {}
+    done, longest = results["measured"], {}
     if framework == "jax":
-        device, done = jax.devices()[0], results["measured"]
-        on_cpu, name = device.platform == "cpu", results.setdefault("device", device.device_kind)
-        if name != device.device_kind:
-            sys.exit(f"{path} was measured on {name}, and this is {device.device_kind}; leave out --resume.")
+        device, on_cpu = jax.devices()[0], jax.default_backend() == "cpu"
+        here = f"{device.device_kind}, {(device.memory_stats() or {}).get('bytes_limit', 0) / 2**30:.1f} GiB for JAX"
+        if results.setdefault("device", here) != here:
+            sys.exit(f"{path} was measured on {results['device']}, and this is {here}; leave out --resume.")
     else:
         import torch
-        on_cpu, done = not torch.cuda.is_available(), results["measured"]
+        torch.set_num_threads(1)  # of the CPU
+        on_cpu = not torch.cuda.is_available()
     if on_cpu and not quick:
         sys.exit(f"{framework} finds no accelerator here; --quick runs every path at toy size on a CPU.")
-    for name in plan(quick)[framework]:
+    save(results, path)
+    names = [name for name in plan(quick) if name.startswith("torch") == (framework == "torch")]
+    for name in [name for name in names if name not in done or "error" in done[name]]:
         kind, *what = name.removeprefix("torch ").split()
         start, rate = time.time(), done.get("matrix bfloat16", {}).get("tflops")
-        if name in done and "error" not in done[name]:
-            continue
         if start + longest.get(kind, 0) > deadline:
             print(f"{start - started:6.0f} s {name}: skipped, no time left", flush=True)
             continue
@@ -346,11 +330,11 @@ def table(results):
         fewer = key == "images_per_second" and good[name]["batch"] < good[name]["wanted_batch"]
         return form.format(value) + (f" (memory: batch {good[name]['batch']})" if fewer else "")
 
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    rate = cell("matrix bfloat16", "tflops", "{:.0f} TFLOP/s")
-    lines = [f"{results['gpu'] or results['device']}; {versions}. Measured bfloat16 matrix rate: {rate}."]
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items() if version)
+    rate = cell("matrix bfloat16", "tflops", "{:.0f}")
+    lines = [f"{results['device']}; {versions}. Measured bfloat16 matrix rate: {rate} TFLOP/s."]
     for kind in ("train", "infer"):
-        lines += ["", f"| {kind} | size, batch | img/s | of matrix rate | GiB | compile s | PyTorch img/s | its loop | GiB | ratio |",
+        lines += ["", f"| {kind} | size, batch | img/s | of rate | GiB | compile s | PyTorch | loop | GiB | ratio |",
                   "|---|---|--:|--:|--:|--:|--:|---|--:|--:|"]
         for name in sorted({name.split()[-1] for name in good if kind in name.split()}):
             ours, theirs = f"{kind} {name}", f"torch {kind} {name}"
@@ -378,34 +362,29 @@ def write_doc(results):
     DOC.write_text(f"{text.split(begin)[0]}{begin}\n{table(results)}\n{end}{text.split(end)[1]}")
 
 
-def environment():
+def main(output, seconds, resume, table_only, quick):
+    output = output or Path(tempfile.gettempdir() if quick else ROOT / "benchmarks") / "accelerator.json"
+    if table_only:
+        return write_doc(json.loads(output.read_text()))
     packages = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
-    command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    found = shutil.which(command[0]) and subprocess.run(command, check=False, capture_output=True, text=True).stdout
-    return {"gpu": found.splitlines()[0] if found else None, "versions": {
-        name: packages[name] for name in ("jax", "jaxlib", "flax", "torch", "nvidia-cudnn-cu13") if name in packages}}
-
-
-def main(output, seconds, resume, quick):
-    started, has_torch = time.time(), importlib.util.find_spec("torch") is not None
+    started, spawn = time.time(), multiprocessing.get_context("spawn")
     results = {"measured": {}} if not (resume and output.exists()) else json.loads(output.read_text())
-    save(results | environment() | {"quick": quick, "skipped": []}, output)
-    end, context = started + seconds, multiprocessing.get_context("spawn")
+    names = ("jax", "jaxlib", "flax", "torch", "nvidia-cudnn-cu13")
+    results |= {"started": started, "versions": {name: packages.get(name) for name in names}}
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
-    for framework, deadline in (("jax", end - has_torch * min(TORCH_SECONDS, seconds / 3)), ("torch", end)):
-        if framework == "torch" and not has_torch:
-            print("PyTorch is not installed, so there is no comparison.", flush=True)
-            continue
-        process = context.Process(target=run, args=(framework, output, started, deadline, quick))
-        process.start()  # a process each, so that each has the memory to itself
+    deadlines = {"jax": started + seconds - min(120, seconds / 3), "torch": started + seconds}
+    if "torch" not in packages:
+        deadlines = {"jax": started + seconds}
+    for framework, deadline in deadlines.items():  # a process each, so that each has the memory to itself
+        process = spawn.Process(target=run, args=(framework, results, output, started, deadline, quick))
+        process.start()
         process.join(deadline + 30 - time.time())
         process.kill()
         process.join()
-        results = json.loads(output.read_text())
-        if not results["measured"]:
+        results = json.loads(output.read_text()) if output.exists() else {}
+        if results.get("started") != started:
             sys.exit("Nothing was measured.")
-        results["skipped"] = [name for name in sum(plan(quick).values(), []) if name not in results["measured"]]
-        results["elapsed_seconds"] = time.time() - started
+        results["skipped"] = [name for name in plan(quick) if name not in results["measured"]]
         save(results, output)
         if not quick:
             write_doc(results)
@@ -414,12 +393,8 @@ def main(output, seconds, resume, quick):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/accelerator.json")
+    parser.add_argument("--output", type=Path)
     parser.add_argument("--seconds", type=float, default=420)
-    for option in ("--quick", "--resume", "--table_only"):
-        parser.add_argument(option, action="store_true")
-    args = parser.parse_args()
-    if args.table_only:
-        write_doc(json.loads(args.output.read_text()))
-    else:
-        main(args.output, args.seconds, args.resume, args.quick)
+    for flag in ("--quick", "--resume", "--table_only"):
+        parser.add_argument(flag, action="store_true")
+    main(**vars(parser.parse_args()))
