@@ -10,8 +10,7 @@ install: $(VENV)/installed
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -r requirements.txt
-	$(BIN)/pip install --quiet --no-deps --editable .
+	$(BIN)/pip install --quiet --editable .[test]
 	touch $@
 
 quickstart: install

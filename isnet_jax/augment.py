@@ -46,9 +46,9 @@ def resize_crop_image(image, size, top, left, crop_height, crop_width):
 
 
 def resize_crop_label(label, size, top, left, crop_height, crop_width):
-    """The crop of label (H, W) resized to `size`, by OpenCV's nearest rule floor(i * in / out)."""
+    """The crop of label (H, W) resized to `size`, by OpenCV's nearest rule floor(i / (out / in)), in float64."""
     def source(start, count, out_length, in_length):
-        ratio = tf.cast(in_length, tf.float64) / tf.cast(out_length, tf.float64)
+        ratio = 1 / (tf.cast(out_length, tf.float64) / tf.cast(in_length, tf.float64))
         index = tf.cast(tf.math.floor(tf.cast(tf.range(start, start + count), tf.float64) * ratio), tf.int32)
         return tf.minimum(index, in_length - 1)
 
@@ -69,10 +69,8 @@ def _choose_crop(label, size, crop_size, max_class_share, seed):
     def unacceptable(attempt, top, left):
         crop = resize_crop_label(label, size, top, left, height, width)
         counts = tf.math.bincount(tf.cast(tf.reshape(crop, [-1]), tf.int32), minlength=256, maxlength=256)[:IGNORED]
-        largest, total = tf.reduce_max(counts), tf.reduce_sum(counts)
-        one_class = tf.math.count_nonzero(counts) < 2
-        too_much = tf.cast(largest, tf.float64) >= max_class_share * tf.cast(total, tf.float64)
-        return (attempt < 9) & (one_class | too_much)
+        share = tf.cast(tf.reduce_max(counts), tf.float64) / tf.cast(tf.reduce_sum(counts), tf.float64)
+        return (attempt < 9) & ((tf.math.count_nonzero(counts) < 2) | (share >= max_class_share))
 
     _, top, left = tf.while_loop(unacceptable, lambda attempt, top, left: (attempt + 1, *propose(attempt + 1)),
                                  (tf.constant(0), *propose(0)))
@@ -83,7 +81,7 @@ def _rotate(image, label, degrees):
     """Image (bicubic, filled with 0) and label (nearest, filled with 255) turned counter-clockwise about the centre."""
     def turn(image, label, degrees):
         height, width = label.shape
-        center = (width / 2, height / 2)
+        center = (width / 2 + 0.5, height / 2 + 0.5)  # pixel (w / 2, h / 2) as OpenCV counts, from pixel centres
         image = Image.fromarray(image).rotate(float(degrees), Image.Resampling.BICUBIC, center=center)
         label = Image.fromarray(label).rotate(float(degrees), Image.Resampling.NEAREST, center=center,
                                               fillcolor=IGNORED)

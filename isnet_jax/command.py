@@ -53,12 +53,11 @@ def _paragraph(error):
 
 
 def _config_argument(argv):
-    for i, word in enumerate(argv):
-        if re.fullmatch(r"--?config=.*", word):
-            return word.partition("=")[2]
-        if re.fullmatch(r"--?config", word) and i + 1 < len(argv):
-            return argv[i + 1]
-    raise flags.Error("--config=FILE is missing")
+    found = [word.partition("=")[2] if "=" in word else "".join(argv[i + 1:i + 2])
+             for i, word in enumerate(argv) if re.fullmatch(r"--?config(=.*)?", word)]
+    if len(found) != 1:
+        raise flags.Error(f"--config=FILE is {'given twice' if found else 'missing'}")
+    return found[0]
 
 
 def _parse(argv):
@@ -82,7 +81,10 @@ def _load(argument):
         raise UserError(f"The config file {path!r} does not exist in {Path.cwd()}; give one as in "
                         "--config=configs/ade20k.py.")
     try:
-        return runpy.run_path(path)["get_config"](*([backbone] if colon else []))
+        config = runpy.run_path(path)["get_config"](*([backbone] if colon else []))
+        if not isinstance(config, ConfigDict) or set(configs.default()) - set(config):
+            raise TypeError("get_config() must return what isnet_jax.config.default() returned")
+        return config
     except UserError:
         raise
     except Exception as error:  # a config is Python: anything may happen in it

@@ -13,7 +13,7 @@ def default(backbone="resnet50"):
     if backbone not in BACKBONES:
         raise UserError(f"There is no backbone {backbone!r}; write --config=FILE:BACKBONE with one of "
                         f"{', '.join(BACKBONES)}.")
-    return ConfigDict({
+    config = ConfigDict({
         "seed": 0,
         "model": {
             "backbone": backbone,
@@ -66,38 +66,43 @@ def default(backbone="resnet50"):
             "num_pictures": 8,
         },
     })
-
-
-def _require(condition, field, value, needed):
-    if not condition:
-        raise UserError(f"config.{field} is {value!r}; it must be {needed}.")
+    return config.lock()  # a mistyped field in a config file is an error, too
 
 
 def check(config):
     """Raises UserError for a value that cannot work, naming its field."""
     create_model(config.model)
-    train, augment, test, run = config.train, config.augment, config.test, config.run
-    for section, field in (("train", "global_batch_size"), ("train", "epochs"), ("test", "batch_size"),
-                           ("run", "log_every_steps"), ("run", "eval_every_epochs"), ("run", "checkpoint_every_steps"),
-                           ("run", "keep_checkpoints")):
-        _require(config[section][field] > 0, f"{section}.{field}", config[section][field], "positive")
-    _require(0 <= train.min_lr <= train.base_lr, "train.min_lr", train.min_lr, "from 0 to config.train.base_lr")
-    _require(0 <= train.momentum < 1, "train.momentum", train.momentum, "at least 0 and below 1")
-    _require(0 <= train.ema_decay < 1, "train.ema_decay", train.ema_decay, "at least 0 and below 1")
-    _require(train.weight_decay >= 0, "train.weight_decay", train.weight_decay, "at least 0")
-    _require(len(augment.resize) in (0, 2), "augment.resize", augment.resize, "(long, short) or ()")
-    _require(len(test.resize) in (0, 2), "test.resize", test.resize, "(long, short) or ()")
-    _require(len(augment.crop_size) == 2 and min(augment.crop_size) >= 32, "augment.crop_size", augment.crop_size,
-             "(height, width), each at least 32")
-    scales = augment.scale_range
-    _require(len(scales) == 2 and 0 < scales[0] <= scales[1], "augment.scale_range", scales,
-             "(low, high) with 0 < low <= high")
-    _require(0 <= augment.rotate_probability <= 1, "augment.rotate_probability", augment.rotate_probability,
-             "from 0 to 1")
-    classes = [c for pair in augment.flip_pairs for c in pair]
-    _require(all(len(pair) == 2 for pair in augment.flip_pairs) and len(set(classes)) == len(classes)
-             and all(0 <= c < config.model.num_classes for c in classes), "augment.flip_pairs", augment.flip_pairs,
-             "pairs of classes, each class once")
+
+    def require(fields, what, holds):
+        for field in fields.split():
+            section, _, name = field.rpartition(".")
+            value = config[section][name] if section else config[name]
+            if not holds(value):
+                raise UserError(f"config.{field} is {value!r}; it must be {what}.")
+
+    def numbers(value, count, kind=(int, float)):
+        return (len(value) == count and all(isinstance(x, kind) and not isinstance(x, bool) for x in value)
+                and all(0 < x < float("inf") for x in value))
+
+    require("train.global_batch_size train.epochs test.batch_size run.log_every_steps run.eval_every_epochs "
+            "run.checkpoint_every_steps run.keep_checkpoints", "positive", lambda n: n > 0)
+    require("seed run.num_pictures", "0 or more", lambda n: n >= 0)
+    require("train.base_lr train.min_lr train.weight_decay train.power", "a finite number, 0 or more",
+            lambda x: 0 <= x < float("inf"))
+    require("train.min_lr", "at most config.train.base_lr", lambda x: x <= config.train.base_lr)
+    require("train.momentum train.ema_decay", "at least 0 and below 1", lambda x: 0 <= x < 1)
+    require("augment.rotate_probability", "from 0 to 1", lambda x: 0 <= x <= 1)
+    require("augment.max_class_share", "above 0 and at most 1", lambda x: 0 < x <= 1)
+    require("augment.rotate_degrees", "from 0 to 180", lambda x: 0 <= x <= 180)
+    require("augment.resize test.resize", "(long, short) in pixels, or ()",
+            lambda x: len(x) == 0 or numbers(x, 2, int) and x[0] >= x[1])
+    require("augment.crop_size", "(height, width) in pixels, each at least 32",
+            lambda x: numbers(x, 2, int) and min(x) >= 32)
+    require("augment.scale_range", "(low, high) with 0 < low <= high", lambda x: numbers(x, 2) and x[0] <= x[1])
+    require("augment.flip_pairs", "pairs of classes, each class at most once",
+            lambda pairs: all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs)
+            and len({c for pair in pairs for c in pair}) == 2 * len(pairs)
+            and all(c in range(config.model.num_classes) for pair in pairs for c in pair))
 
 
 RESUMABLE_CHANGES = ("run", "data.source", "data.data_dir", "train.pretrained")

@@ -8,7 +8,7 @@ import tqdm
 
 
 def quiet():
-    """Silences TensorFlow's, XLA's and absl's chatter; call before they are imported."""
+    """Silences the libraries' chatter; call before TensorFlow is imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # it announces itself otherwise
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

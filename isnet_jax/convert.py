@@ -16,7 +16,7 @@ from absl import flags
 from flax import traverse_util
 
 from isnet_jax import checkpoints, pth
-from isnet_jax.errors import UserError
+from isnet_jax.errors import UserError, mismatches
 
 _BLOCK = r"backbone/layer(\d)_(\d+)/"
 _CONTEXTS = {"image_level_context": "ilc_net", "semantic_level_context": "slc_net"}
@@ -85,14 +85,10 @@ def _convert(state_dict, names, what):
     """State dict -> nested variables; `names` as from `official_names`. Raises UserError listing every mismatch."""
     optional = {name for name in names if name.endswith("num_batches_tracked")}  # absent before PyTorch 0.4.1
     shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
-    faults = [f"missing: {', '.join(missing)}" for missing in [sorted(set(names) - set(shapes) - optional)] if missing]
-    faults += [f"not in the network: {', '.join(extra)}" for extra in [sorted(set(shapes) - set(names))] if extra]
-    wrong = [f"{name} {shapes[name]} instead of {names[name][1]}" for name in sorted(set(names) & set(shapes))
-             if shapes[name] != names[name][1]]
-    faults += [f"of another shape: {', '.join(wrong)}"] if wrong else []
+    faults = mismatches(shapes, {name: shape for name, (_, shape) in names.items()}, optional)
     if faults:
-        raise UserError(f"The checkpoint does not hold {what}. Names {'; '.join(faults)}. Check that config.model "
-                        "(backbone, num_classes, shortcut) is that of the checkpoint.")
+        raise UserError(f"The checkpoint does not hold {what}. Names {faults}. Check that config.model (backbone, "
+                        "num_classes, shortcut) is that of the checkpoint.")
     flat = {}
     for name, (path, _) in names.items():
         tensor = _to_numpy(state_dict.get(name, np.zeros((), np.int64)))
@@ -185,7 +181,7 @@ def _main(config, values):
     else:
         start = jax.jit(lambda: model.init(jax.random.key(config.seed), np.zeros((1, 32, 32, 3), np.float32)))()
         variables = load_pretrained(values.input, model, jax.device_get(start))
-        checkpoints.save_variables(values.output, config, variables)
+        checkpoints.save_variables(values.output, config, variables, Path(values.input).resolve())
     print(f"{values.input} -> {values.output}: {config.model.backbone} ISNet, {config.model.num_classes} classes, "
           f"{sum(x.size for x in jax.tree.leaves(variables['params'])) / 1e6:.1f} M parameters")
 

@@ -40,10 +40,8 @@ def predict_classes(logits, shape, in_size, out_size):
 def eval_step(variables, batch, model):
     """Predictions uint8 (B, Hl, Wl) at the original size, and the batch's confusion matrix int32 (K, K)."""
     outputs = model.apply(variables, normalize(batch["image"]), train=False, valid_size=batch["image_size"])
-    logits = outputs["logits"]
-    stride = 4 if model.shortcut else 8
-    predictions = predict_classes(logits, batch["label"].shape[1:], -(-batch["image_size"] // stride),
-                                  batch["label_size"])
+    predictions = predict_classes(outputs["logits"], batch["label"].shape[1:],
+                                  -(-batch["image_size"] // model.output_stride), batch["label_size"])
     return predictions, confusion_matrix(predictions, batch["label"], model.num_classes)
 
 
@@ -53,13 +51,13 @@ def make_eval_step(model, mesh):
                    out_shardings=(sharding.split_batch(mesh), sharding.replicated(mesh)))
 
 
-def evaluate(step, variables, batches, num_batches, mesh, label="evaluating", on_batch=None):
+def evaluate(step, variables, batches, num_batches, mesh, on_batch=None):
     """Scores, as `metrics.scores`, over all batches, plus "confusion" int64 (K, K).
 
     `on_batch(batch, predictions)`, if given, sees the NumPy batch of each and its predictions on the device.
     """
     total, pending = 0, None
-    for batch in tqdm.tqdm(batches, label, num_batches, leave=False, disable=None, unit="batch"):
+    for batch in tqdm.tqdm(batches, "evaluating", num_batches, leave=False, disable=None, unit="batch"):
         predictions, confusion = step(variables, sharding.to_devices(
             {name: batch[name] for name in ("image", "label", "image_size", "label_size")}, mesh))
         if on_batch:

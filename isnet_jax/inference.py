@@ -26,7 +26,7 @@ def predict(model, variables, images, output_shape, *, valid_size=None, output_s
     outside them changes nothing. `mode="slide"` moves a window of `crop_size` by `stride`, both (height, width),
     and needs images without canvas; at most `window_batch` windows go through the network at once (None: all of
     a scale). `flip` adds the mirrored image, whose classes are swapped by `flip_pairs` (LIP: left and right);
-    `average` says whether softmax or logits are averaged.
+    `average` says whether softmax or logits are averaged. Raises UserError for arguments that do not fit together.
     """
     if mode not in ("whole", "slide") or average not in ("softmax", "logits"):
         raise UserError(f"mode is {mode!r} and average {average!r}; choose 'whole' or 'slide', 'softmax' or 'logits'.")
@@ -43,7 +43,7 @@ def predict(model, variables, images, output_shape, *, valid_size=None, output_s
     total = 0
     for scale in scales:
         x, size = rescale(images, scale, valid_size)
-        map_size = None if size is None else -(-size // (4 if model.shortcut else 8))
+        map_size = None if size is None else -(-size // model.output_stride)
         if flip:  # the mirrored image goes next to the image, so that a batch sharded over devices stays in place
             x = jnp.stack([x, mirror(x, size)], axis=1).reshape(-1, *x.shape[1:])
             size = None if size is None else size.repeat(2, axis=0)

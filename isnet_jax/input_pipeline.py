@@ -34,13 +34,13 @@ def steps_per_epoch(num_examples, config):
 def batch_indices(step, num_examples, batch_size, seed):
     """Epoch, and indices (batch_size,) int64 of the examples, of the batch at `step`."""
     epoch, position = divmod(step, num_examples // batch_size)
-    order = np.random.default_rng([seed, epoch]).permutation(num_examples)
+    order = np.random.default_rng([0, seed, epoch]).permutation(num_examples)
     return epoch, order[position * batch_size:(position + 1) * batch_size]
 
 
 def example_seed(seed, epoch, index):
     """int32 (2,): the key of one example's augmentation."""
-    return np.random.SeedSequence([seed, epoch, index]).generate_state(2).view(np.int32)
+    return np.random.SeedSequence([1, seed, epoch, index]).generate_state(2).view(np.int32)
 
 
 def train_batches(source, config, start, stop, process_index=0, process_count=1):
@@ -74,22 +74,26 @@ def train_batches(source, config, start, stop, process_index=0, process_count=1)
 
 
 def eval_canvas(source, config):
-    """Canvas of the network's input and of the labels, ((H, W), (Hl, Wl)), that fits every example of a split."""
+    """Canvas of the network's input and of the labels, ((H, W), (Hl, Wl)), that fits every example of a split.
+
+    It reads the whole split: ask once.
+    """
     sizes = np.array([(record["height"], record["width"]) for record in (source[i] for i in range(len(source)))])
     resized = np.stack([np.stack(augment.target_size(h, w, config.test.resize, config.test.keep_ratio))
                         for h, w in np.unique(sizes, axis=0)])
     return tuple(resized.max(0).tolist()), tuple(sizes.max(0).tolist())
 
 
-def eval_batches(source, config, process_index=0, process_count=1):
+def eval_batches(source, config, canvas, process_index=0, process_count=1):
     """Iterator over this process's part of the evaluation batches; the last one is padded, nothing is dropped.
 
+    canvas: as from `eval_canvas`.
     image uint8 (b, H, W, 3) and label uint8 (b, Hl, Wl) at the top left of their canvas, image_size and label_size
     int32 (b, 2), index int64 (b,), -1 for padding (its label is all 255).
     """
     batch_size = config.test.batch_size
     local = batch_size // process_count
-    (height, width), (label_height, label_width) = eval_canvas(source, config)
+    (height, width), (label_height, label_width) = canvas
     padded = -(-len(source) // batch_size) * batch_size
     order = np.where(np.arange(padded) < len(source), np.arange(padded), -1)
     order = order.reshape(-1, process_count, local)[:, process_index].reshape(-1)

@@ -122,8 +122,8 @@ class BatchNorm(nn.Module):
 def batch_statistics(x, weight, shift):
     """Mean (C,), biased variance (C,) and count of x (..., C) in one pass over the data.
 
-    Subtracting `shift` (C,), the running mean, changes nothing in exact arithmetic and keeps E[x^2] - E[x]^2
-    from cancelling.
+    Subtracting `shift` (C,), the running mean, changes nothing in exact arithmetic; once it is near the batch's mean
+    it keeps E[x^2] - E[x]^2 from cancelling in float32.
     """
     axes = tuple(range(x.ndim - 1))
     x = x - lax.stop_gradient(shift)

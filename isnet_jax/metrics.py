@@ -6,8 +6,6 @@ from jax import lax
 
 from isnet_jax.losses import IGNORED
 
-
-
 BLOCK_ROWS = 64  # image rows counted at once: one-hot vectors exist for so many
 
 
@@ -22,8 +20,8 @@ def confusion_matrix(predictions, labels, num_classes):
 
     def count(total, block):
         one_hot = (jax.nn.one_hot(x, num_classes, dtype=jnp.float32) for x in block)  # all zeros where ignored
-        counts = jnp.einsum("bnt,bnp->tp", *one_hot)  # integers below 2^24: exact in float32
-        return total + counts.astype(jnp.int32), None
+        counts = jnp.einsum("bnt,bnp->btp", *one_hot)  # integers below 2^24 for each image: exact in float32
+        return total + counts.astype(jnp.int32).sum(0), None
 
     start = jnp.zeros((num_classes, num_classes), jnp.int32)
     return lax.scan(count, start, (split(labels, IGNORED), split(predictions, 0)))[0]

@@ -36,6 +36,11 @@ class ISNet(nn.Module):
     dtype: str = "float32"
     remat: bool = False
 
+    @property
+    def output_stride(self):
+        """Of `logits`: an image of h x w has ceil(h / stride) x ceil(w / stride) of them."""
+        return 4 if self.shortcut else 8
+
     @nn.compact
     def __call__(self, images, train=False, valid_size=None):
         """Logits before the final resize.

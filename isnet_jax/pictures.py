@@ -2,6 +2,8 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
+from isnet_jax.losses import IGNORED
+
 MARGIN, HEADER = 6, 18
 
 
@@ -24,7 +26,7 @@ def comparison(rows, palette, names):
     for column, title in enumerate(("image", "truth", "prediction")):
         draw.text((MARGIN + column * (width + MARGIN), 3), title, fill="black")
     for row, (image, truth, prediction) in enumerate(rows):
-        shown = np.where(truth == 255, 255, prediction)  # what is ignored is not judged
+        shown = np.where(truth == IGNORED, IGNORED, prediction)  # what is ignored is not judged
         for column, pixels in enumerate((image, colorize(truth, palette), colorize(shown, palette))):
             sheet.paste(Image.fromarray(pixels), (MARGIN + column * (width + MARGIN), HEADER + row * (height + MARGIN)))
     top = HEADER + len(rows) * (height + MARGIN)
@@ -33,3 +35,22 @@ def comparison(rows, palette, names):
         draw.rectangle((x, y + 2, x + 12, y + 14), fill=tuple(palette[i]), outline="black")
         draw.text((x + 18, y + 3), name, fill="black")
     return sheet
+
+
+class ComparisonSheet:
+    """Collects rows for `comparison` during an evaluation: examples spread evenly over the split."""
+
+    def __init__(self, num_pictures, num_examples):
+        self.rows = []
+        self._wanted = set(np.linspace(0, num_examples - 1, min(num_pictures, num_examples)).astype(int).tolist())
+
+    def add(self, batch, predictions):
+        """batch: NumPy arrays as from `input_pipeline.eval_batches`; predictions (B, Hl, Wl) on the device."""
+        wanted = [i for i, index in enumerate(batch["index"].tolist()) if index in self._wanted]
+        if not wanted or not predictions.is_fully_addressable:  # of several hosts, none has a whole batch
+            return
+        predictions = np.asarray(predictions)
+        for i in wanted:
+            (image_height, image_width), (height, width) = batch["image_size"][i], batch["label_size"][i]
+            image = Image.fromarray(batch["image"][i, :image_height, :image_width]).resize((width, height))
+            self.rows.append((np.asarray(image), batch["label"][i, :height, :width], predictions[i, :height, :width]))

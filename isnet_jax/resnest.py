@@ -1,6 +1,7 @@
 """The block of ResNeSt (Zhang et al., 2020): a bottleneck with split attention, radix 2, one group."""
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from isnet_jax.layers import Conv, ConvBNAct, avg_pool_2x2, avg_pool_3x3, masked_mean
 
@@ -20,8 +21,8 @@ class SplitAttention(nn.Module):
         gap = masked_mean(splits.sum(3), mask)  # (B, 1, 1, C)
         gap = ConvBNAct(max(self.features * RADIX // REDUCTION, 32), use_bias=True, name="fc1")(gap, train)
         weights = Conv(RADIX * self.features, use_bias=True, name="fc2")(gap)
-        weights = jax.nn.softmax(weights.reshape(-1, 1, 1, RADIX, self.features), axis=3)
-        return (weights * splits).sum(3)
+        weights = weights.reshape(-1, 1, 1, RADIX, self.features).astype(jnp.promote_types(y.dtype, jnp.float32))
+        return (jax.nn.softmax(weights, axis=3).astype(y.dtype) * splits).sum(3)
 
 
 class SplitAttentionBottleneck(nn.Module):

@@ -1,4 +1,4 @@
-"""Training: the state, the step, and the job around them."""
+"""Training: the state, the step, and the loop over steps."""
 import time
 from functools import partial
 from typing import Any
@@ -57,7 +57,7 @@ def train_step(state, batch, *, model, optimizer, seed, photometric=True, ema_de
 
     batch: image uint8 (B, H, W, 3), label uint8 (B, H, W) with 255 ignored, window int32 (B, 4), what of the
     image is not padding. Photometry and dropout draw from (seed, step). Returns the new state and the losses
-    of `isnet_losses`.
+    of `isnet_losses` with "grad_norm" beside them.
     """
     photometric_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
     images = photometry.distort(photometric_key, batch["image"]) if photometric else batch["image"]
@@ -70,6 +70,7 @@ def train_step(state, batch, *, model, optimizer, seed, photometric=True, ema_de
         return losses["total"], (losses, updated["batch_stats"])
 
     grads, (losses, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+    losses["grad_norm"] = optax.global_norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     state = state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates),
                           batch_stats=batch_stats, opt_state=opt_state)
@@ -96,8 +97,8 @@ def make_train_step(model, optimizer, config, mesh):
 def run_steps(step, state, batches, stop, mesh, on_metrics):
     """Steps until `stop` or the end of `batches`; returns the state.
 
-    batches: iterator of dicts of NumPy arrays. `on_metrics(step, losses, example_ids, seconds_waited_for_data)` is
-    called a step late, so that the device always has the next step queued. Raises UserError when a loss is not
+    batches: iterator of dicts of NumPy arrays. `on_metrics(step, losses, seconds_waited_for_data)` is called a step
+    late, so that the device always has the next step queued. Raises UserError when a loss or the gradient is not
     finite.
     """
     pending, done = None, int(state.step)
@@ -118,8 +119,9 @@ def run_steps(step, state, batches, stop, mesh, on_metrics):
 
 def _deliver(on_metrics, step, losses, index, waited):
     losses = {name: float(np.asarray(value)) for name, value in losses.items()}
-    if not np.isfinite(losses["total"]):
-        raise UserError(f"The loss at step {step} is {losses['total']} (examples {index.tolist()} of the training "
-                        "split on this process). Nothing was saved since the last checkpoint; lower "
-                        "config.train.base_lr, or look at those examples.")
+    if not np.isfinite([losses["total"], losses["grad_norm"]]).all():
+        raise UserError(f"At step {step} the loss is {losses['total']} and the norm of its gradient "
+                        f"{losses['grad_norm']} (examples {index.tolist()} of the training split, on this process). "
+                        "Nothing was saved since the last checkpoint. Look at those examples, or lower "
+                        "config.train.base_lr and choose another --workdir.")
     on_metrics(step, losses, waited)

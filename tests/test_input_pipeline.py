@@ -96,7 +96,8 @@ def test_image_and_label_stay_aligned_through_the_geometry():
 
 
 def plain_statement(image, label, seed, c):
-    """The protocol's geometry in NumPy, with the numbers `augment` draws: (image, label, window)."""
+    """The protocol's geometry in NumPy and OpenCV, with the numbers `augment` draws: (image, label, window)."""
+    cv2 = pytest.importorskip("cv2")
     def draw(stream, shape=()):
         return tf.random.stateless_uniform(shape, [seed[0], seed[1] ^ (stream << 8)], dtype=tf.float64).numpy()
 
@@ -116,7 +117,7 @@ def plain_statement(image, label, seed, c):
     f = image.astype(float)
     rows = f[y0] * (1 - fy)[:, None, None] + f[y1] * fy[:, None, None]
     image = rows[:, x0] * (1 - fx)[:, None] + rows[:, x1] * fx[:, None]
-    label = label[np.arange(size[0]) * h // size[0]][:, np.arange(size[1]) * w // size[1]]
+    label = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
     ch, cw = min(c.crop_size[0], size[0]), min(c.crop_size[1], size[1])
     for attempt in range(10):
         key = [seed[0], (seed[1] ^ (2 << 8)) + attempt]
@@ -143,8 +144,10 @@ def plain_statement(image, label, seed, c):
 def test_geometry_equals_the_plain_statement(pairs):
     c = small_config(**{"augment.flip_pairs": pairs, "augment.max_class_share": 0.4}).augment
     rng = np.random.default_rng(1)
-    step = tf.function(lambda image, label, seed: augment.augment(image, label, tf.unstack(seed, 2), c))
-    for i in range(40):
+    step = tf.function(lambda image, label, seed: augment.augment(image, label, tf.unstack(seed, 2), c),
+                       input_signature=[tf.TensorSpec((None, None, 3), tf.uint8), tf.TensorSpec((None, None), tf.uint8),
+                                        tf.TensorSpec((2,), tf.int32)])
+    for i in range(150):
         height, width = rng.integers(20, 70, 2)
         image = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
         label = rng.integers(0, 5, (height // 6 + 1, width // 6 + 1)).repeat(6, 0).repeat(6, 1)[:height, :width]
@@ -173,7 +176,8 @@ def test_rotation_turns_image_and_label_together():
 
 
 def test_evaluation_drops_nothing_and_pads_the_last_batch():
-    batches = list(input_pipeline.eval_batches(SOURCE, small_config()))
+    canvas = input_pipeline.eval_canvas(SOURCE, small_config())
+    batches = list(input_pipeline.eval_batches(SOURCE, small_config(), canvas))
     assert [batch["image"].shape for batch in batches] == [(4, 64, 56, 3)] * 3
     index = np.concatenate([batch["index"] for batch in batches])
     assert index.tolist() == [*range(11), -1]
@@ -182,7 +186,7 @@ def test_evaluation_drops_nothing_and_pads_the_last_batch():
         for i, (h, w), image, label in zip(batch["index"], batch["label_size"], batch["image"], batch["label"]):
             assert image[0, 0, 2] == i and (label[:h, :w] == image[:h, :w, 0] // 32).all()
             assert (label[h:] == 255).all() and (label[:, w:] == 255).all()
-    halves = [list(input_pipeline.eval_batches(SOURCE, small_config(), p, 2)) for p in (0, 1)]
+    halves = [list(input_pipeline.eval_batches(SOURCE, small_config(), canvas, p, 2)) for p in (0, 1)]
     joined = [np.concatenate([a["index"], b["index"]]) for a, b in zip(*halves, strict=True)]
     assert np.concatenate(joined).tolist() == index.tolist()
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from isnet_jax import checkpoints, config, convert, create_model, job, sharding, train
+from isnet_jax import checkpoints, command, config, convert, create_model, job, sharding, train
 from isnet_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -96,7 +96,8 @@ def finished(camvid, tmp_path_factory):
 
 
 def test_a_run_leaves_scores_a_picture_logs_and_checkpoints(finished):
-    workdir, result = finished
+    workdir, results = finished
+    result = results["weights"]
     record = json.loads((workdir / "results.json").read_text())
     assert record["step"] == 6 and set(record) == {"step", "weights", "ema"}
     assert record["weights"]["miou"] == pytest.approx(100 * result["miou"], abs=1e-3)
@@ -105,8 +106,8 @@ def test_a_run_leaves_scores_a_picture_logs_and_checkpoints(finished):
     assert np.sum(record["weights"]["confusion"]) == labelled  # every labelled pixel of the split, once
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss/total" in row] == [1, 2, 3, 4, 5, 6]
-    assert {row["step"] for row in rows if "eval/miou" in row} == {4, 6}
-    assert {row["step"] for row in rows if "eval_(EMA)/miou" in row} == {4, 6}
+    assert {row["step"] for row in rows if "weights/miou" in row} == {4, 6}
+    assert {row["step"] for row in rows if "ema/miou" in row} == {4, 6}
     assert list((workdir / "tensorboard").iterdir())
     assert Image.open(workdir / "predictions.png").size[0] > 3 * 64
 
@@ -134,8 +135,9 @@ def test_resume_equals_uninterrupted_bit_for_bit(finished, camvid, tmp_path):
 def test_a_finished_run_is_evaluated_again_not_trained(finished, camvid, tmp_path, capsys):
     workdir = tmp_path / "again"
     shutil.copytree(finished[0], workdir)
-    result = job.run(small_config(camvid, **{"train.ema_decay": 0.5}), workdir)
-    np.testing.assert_array_equal(result["confusion"], finished[1]["confusion"])
+    results = job.run(small_config(camvid, **{"train.ema_decay": 0.5}), workdir)
+    for kind in ("weights", "ema"):
+        np.testing.assert_array_equal(results[kind]["confusion"], finished[1][kind]["confusion"])
     assert "loss" not in capsys.readouterr().out
 
 
@@ -190,6 +192,7 @@ MISTAKES = {
     "impossible value": (["--config=configs/camvid.py", "--config.train.momentum=1.5"], 1, "config.train.momentum is 1.5"),
     "unknown flag": (["--config=configs/camvid.py", "--wrokdir=x"], 2, "no flag --wrokdir"),
     "stray word": (["--config=configs/camvid.py", "train"], 2, "word without a flag: train"),
+    "two configs": (["--config=configs/camvid.py", "--config=configs/quickstart.py"], 2, "given twice"),
     "no data": (["--config=configs/camvid.py", "--config.data.data_dir=/nonexistent"], 1, "config.data.source=DIR"),
     "no folder": (["--config=configs/camvid.py", "--config.data.source=/nonexistent"], 1, "/nonexistent"),
 }
@@ -217,11 +220,82 @@ def test_mistakes_found_with_the_data(camvid, tmp_path, field, value, pattern):
         job.run(small_config(camvid, **{field: value}), tmp_path / "w")
 
 
-def test_a_broken_config_file_is_told_with_its_line(tmp_path):
+@pytest.mark.parametrize("line, pattern", [
+    ("    return config.default().modle", "line 4.*Did you mean .*model"),
+    ("    c = config.default(); c.train.epoch = 5; return c", "line 4.*epoch"),
+    ("    c = config.default()", "must return what isnet_jax.config.default"),
+    ("    return (", "line 4.*never closed"),
+])
+def test_a_broken_config_file_is_told_with_its_line(line, pattern, tmp_path):
     path = tmp_path / "mine.py"
-    path.write_text("from isnet_jax import config\n\ndef get_config():\n    return config.default().modle\n")
-    code, _, err = run(f"--config={path}")
-    assert code == 1 and "line 4" in unwrapped(err) and "Traceback" not in err
+    path.write_text(f"from isnet_jax import config\n\ndef get_config():\n{line}\n")
+    with pytest.raises(UserError, match=pattern):
+        command._load(str(path))
+
+
+@pytest.mark.parametrize("field, value", [
+    ("augment.flip_pairs", (1, 2)), ("augment.flip_pairs", ((1, 2), (2, 3))), ("augment.flip_pairs", ((1, 11),)),
+    ("augment.resize", (0, 0)), ("augment.resize", ("a", "b")), ("augment.resize", (64, 512)), ("augment.resize", (3,)),
+    ("augment.crop_size", (64.5, 64)), ("augment.crop_size", (16, 64)), ("augment.scale_range", (2.0, 0.5)),
+    ("augment.scale_range", ("0.5", "2")), ("test.resize", (-1, 5)), ("seed", -1), ("run.num_pictures", -1),
+    ("train.power", -1.0), ("train.base_lr", float("inf")), ("train.min_lr", 0.5), ("model.dropout", 1.0),
+    ("model.dtype", "float16"), ("model.activation", "gelu"), ("model.num_classes", 256), ("train.ema_decay", 1.0),
+])
+def test_impossible_values_name_their_field(field, value):
+    c = config.default("resnet18")
+    c.model.num_classes = 11
+    config.check(c)
+    c.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=f"config.{field} is "):
+        config.check(c)
+
+
+def test_a_checkpoint_of_another_network_is_refused(finished, camvid):
+    """By classes, depth and shortcut; nothing is left half-loaded."""
+    for field, value, pattern in (("num_classes", 12, r"auxiliary_classifier/bias \(11,\) instead of \(12,\)"),
+                                  ("backbone", "resnet34", "missing: .*layer3_5"),
+                                  ("shortcut", True, "missing: .*shortcut/conv/kernel")):
+        fields = dict(small_config(camvid).model) | {field: value}
+        with pytest.raises(UserError, match=f"another network.*{pattern}"):
+            checkpoints.load_variables(finished[0], convert.variable_shapes(create_model(fields)))
+
+
+def test_a_workdir_that_cannot_be_used_says_why(finished, camvid, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for text in ("{", "[]"):
+        (broken / "config.json").write_text(text)
+        with pytest.raises(UserError, match="config.json is damaged"):
+            job.run(small_config(camvid), broken)
+    with pytest.raises(UserError, match="holds no config.json"):
+        checkpoints.load_variables(tmp_path, {})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written .*choose another --workdir"):
+        job.run(small_config(camvid), tmp_path / "file")
+    c = small_config(camvid)
+    checkpoints.save_variables(tmp_path / "converted", c, {"params": {"x": np.zeros(2)}, "batch_stats": {}}, "x.pth")
+    with pytest.raises(UserError, match="converted checkpoint.*--config.train.pretrained"):
+        job.run(c, tmp_path / "converted")
+
+
+def test_convert_there_and_back(finished, tmp_path):
+    """A run's weights to an official .pth, back to a directory, and what `torch.load` sees in between."""
+    torch = pytest.importorskip("torch")
+    arguments = ["--config=configs/camvid.py:resnet18"]
+    code, _, err = run(*arguments, f"--input={finished[0]}", f"--output={tmp_path}/x.pth", module="convert")
+    assert code == 0 and err == "", err
+    code, out, err = run(*arguments, f"--input={tmp_path}/x.pth", f"--output={tmp_path}/back", module="convert")
+    assert code == 0 and err == "" and "resnet18 ISNet, 11 classes" in out, err
+    template = convert.variable_shapes(create_model({"backbone": "resnet18", "num_classes": 11}))
+    run_variables, back = (checkpoints.load_variables(path, template) for path in (finished[0], tmp_path / "back"))
+    jax.tree.map(np.testing.assert_array_equal, back, run_variables)
+    official = torch.load(tmp_path / "x.pth", weights_only=True)["model"]
+    kernel = np.asarray(run_variables["params"]["bottleneck"]["conv"]["kernel"])
+    np.testing.assert_array_equal(official["bottleneck.0.weight"].numpy(), kernel.transpose(3, 2, 0, 1))
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "x.pth").read_bytes()[:100_000])
+    for name, pattern in (("cut.pth", "cut.pth"), ("none.pth", "does not exist")):
+        code, _, err = run(*arguments, f"--input={tmp_path}/{name}", f"--output={tmp_path}/y", module="convert")
+        assert code == 1 and re.search(pattern, unwrapped(err)) and "Traceback" not in err
 
 
 RECIPES = {  # crop, batch, epochs, base lr, min lr, weight decay, classes: the table of the official recipes

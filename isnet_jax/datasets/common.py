@@ -166,6 +166,7 @@ class FolderBuilder(SegmentationBuilder):
         if image.size != (width, height):
             raise UserError(f'{pair.image} is {image.height} x {image.width} (height x width), but its label '
                             f'{pair.label} is {height} x {width}.')
+        check_decodes(data, pair.image)
         ids = to_train_ids(label, self.TRAIN_IDS, pair.label)
         return {'image': data, 'label': encode_png(ids), 'height': height, 'width': width, 'name': pair.name}
 
@@ -231,6 +232,17 @@ def read_image(path, formats):
     except Exception as error:  # Pillow raises a wide mix on damaged files, struct.error and SyntaxError among them
         raise UserError(f'{path} is damaged or unreadable ({error}).') from None
     return data, image
+
+
+def check_decodes(data, path):
+    """Raises UserError unless the decoder that training uses takes the image; it is stricter than Pillow."""
+    import tensorflow as tf
+
+    from isnet_jax import augment
+    try:
+        augment.decode_image(data)
+    except tf.errors.InvalidArgumentError as error:
+        raise UserError(f'{path} is damaged ({error.message.splitlines()[0]}).') from None
 
 
 def read_index_label(path):

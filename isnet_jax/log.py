@@ -1,0 +1,89 @@
+"""What a run tells while it trains: console lines, a progress bar, metrics.jsonl and TensorBoard events."""
+import json
+import time
+
+import jax
+import tqdm
+from tensorboardX import SummaryWriter
+
+from isnet_jax.checkpoints import write_whole
+from isnet_jax.console import duration, say
+
+
+class Log:
+    """Log of one run in `workdir`, from step `first`; only the first process writes and speaks.
+
+    What an earlier start logged beyond `first` is dropped: those steps are about to be done again.
+    """
+
+    def __init__(self, workdir, config, first, total_steps, schedule):
+        self.config, self.total_steps, self.schedule = config, total_steps, schedule
+        self.active = jax.process_index() == 0
+        if self.active:
+            path = workdir / "metrics.jsonl"
+            if path.exists():
+                write_whole(path, "".join(f"{json.dumps(row)}\n" for row in read_metrics(path) if row["step"] <= first))
+            self.file = open(path, "a")
+            self.writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=first + 1)
+        self.bar = tqdm.tqdm(total=total_steps, initial=first, unit="step", disable=None if self.active else True,
+                             leave=False, dynamic_ncols=True)
+        self.seconds = self.waited = self.steps = 0
+        self.warm = False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.bar.close()
+        if self.active:
+            self.writer.close()
+            self.file.close()
+
+    def resume_clock(self):
+        """Leaves evaluation and checkpoints out of the measured speed."""
+        self.clock = time.perf_counter()
+
+    def on_metrics(self, step, losses, waited):
+        """Takes the losses of a step and the seconds it waited for its data."""
+        now = time.perf_counter()
+        self.bar.update(step - self.bar.n)
+        if self.warm:
+            self.seconds, self.waited, self.steps = self.seconds + now - self.clock, self.waited + waited, self.steps + 1
+        self.warm, self.clock = True, now  # the first step compiles: it is no measure of speed
+        if self.active and (step % self.config.run.log_every_steps == 0 or step == self.total_steps):
+            self._tell(step, losses)
+            self.seconds = self.waited = self.steps = 0
+
+    def _tell(self, step, losses):
+        values = {f"loss/{name}": losses[name] for name in ("auxiliary", "stage1", "stage2", "total")}
+        values |= {"grad_norm": losses["grad_norm"], "lr": float(self.schedule(step - 1))}
+        rate = ""
+        if self.steps:
+            images = self.steps / self.seconds * self.config.train.global_batch_size
+            share = self.waited / self.seconds
+            values |= {"images_per_second": images, "data_wait_share": share}
+            left = (self.total_steps - step) * self.seconds / self.steps
+            rate = f"  {images:.1f} img/s  data wait {100 * share:.0f} %  ETA {duration(left)}"
+        say(f"step {step:>{len(str(self.total_steps))}}/{self.total_steps}  loss {losses['total']:.4f} "
+            f"(auxiliary {losses['auxiliary']:.3f}, stage 1 {losses['stage1']:.3f}, stage 2 {losses['stage2']:.3f})  "
+            f"lr {values['lr']:.2e}{rate}")
+        self.write(step, values)
+
+    def write(self, step, values):
+        """Adds {name: number} at `step` to metrics.jsonl and to TensorBoard."""
+        if self.active:
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
+            self.file.write(json.dumps({"step": step, **values}) + "\n")
+            self.file.flush()
+
+
+def read_metrics(path):
+    """The rows of a metrics.jsonl, dicts with "step"; a last line cut off by a crash is left out."""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
