@@ -124,6 +124,9 @@ def _report(workdir, results, names, palette, step, rows):
     """The last scores as a table, results.json and a picture."""
     for kind, result in results.items():
         say(f"\n{kind}\n{metrics.format_table(result, names)}" if len(results) > 1 else metrics.format_table(result, names))
+    baseline = metrics.commonest_class_scores(next(iter(results.values()))["confusion"])
+    say(f"for comparison, the commonest class everywhere: mIoU {100 * baseline['miou']:.2f} %, pixel accuracy "
+        f"{100 * baseline['pixel_accuracy']:.2f} %")
     if rows:
         path = workdir / "predictions.png"
         pictures.comparison(rows, palette, names).save(path)

@@ -21,7 +21,7 @@ def confusion_matrix(predictions, labels, num_classes):
     def count(total, block):
         one_hot = (jax.nn.one_hot(x, num_classes, dtype=jnp.float32) for x in block)  # all zeros where ignored
         counts = jnp.einsum("bnt,bnp->btp", *one_hot)  # integers below 2^24 for each image: exact in float32
-        return total + counts.astype(jnp.int32).sum(0), None
+        return total + counts.astype(jnp.int32).sum(0, dtype=jnp.int32), None
 
     start = jnp.zeros((num_classes, num_classes), jnp.int32)
     return lax.scan(count, start, (split(labels, IGNORED), split(predictions, 0)))[0]
@@ -42,6 +42,14 @@ def scores(confusion):
         pixel_accuracy = hits.sum() / truth.sum()
     return {"miou": _mean(iou), "pixel_accuracy": float(pixel_accuracy), "mean_accuracy": _mean(accuracy),
             "iou": iou, "accuracy": accuracy, "share": truth / max(truth.sum(), 1)}
+
+
+def commonest_class_scores(confusion):
+    """`scores` of predicting the commonest class everywhere, on the pixels of `confusion` (K, K): what to beat."""
+    truth = np.asarray(confusion, np.int64).sum(1)
+    constant = np.zeros((len(truth), len(truth)), np.int64)
+    constant[:, truth.argmax()] = truth
+    return scores(constant)
 
 
 def _mean(values):

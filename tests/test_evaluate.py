@@ -29,6 +29,8 @@ def test_scores_by_hand():
     assert result["miou"] == pytest.approx((6 / 10 + 8 / 11 + 0) / 3)
     assert result["pixel_accuracy"] == pytest.approx(14 / 18)
     assert result["mean_accuracy"] == pytest.approx((6 / 9 + 8 / 9) / 2)
+    constant = metrics.commonest_class_scores(confusion)  # nine pixels each of classes 0 and 1; 2 and 3 do not occur
+    assert (constant["miou"], constant["pixel_accuracy"]) == (0.25, 0.5)
     table = metrics.format_table(result, ["sky", "water", "boat", "ball"]).splitlines()
     assert len({len(line) for line in table[:-2]}) == 1  # aligned
     assert table[3].split() == ["boat", "-", "-", "0.00"]
