@@ -10,7 +10,7 @@ install: $(VENV)/installed
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable .[test]
+	$(BIN)/pip install --quiet --quiet --editable .[test]
 	touch $@
 
 quickstart: install

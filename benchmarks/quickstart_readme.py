@@ -13,12 +13,15 @@ ROOT = Path(__file__).resolve().parents[1]
 def main(log):
     lines = Path(log).read_text().splitlines()
     start = next(i for i, line in enumerate(lines) if " ISNet, " in line)
-    shown = [line.replace(f"{ROOT}/", "") for line in lines[start:] if not line.startswith(("make", "/", "."))]
+    stop = next(i for i, line in enumerate(lines) if "TensorBoard events: " in line)
+    shown = [line.replace(f"{ROOT}/", "") for line in lines[start:stop + 1]]
     readme = ROOT / "README.md"
     text = "\n".join(f"    {line}".rstrip() for line in shown)
     begin, end = "<!-- quickstart:begin -->", "<!-- quickstart:end -->"
     readme.write_text(re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n\n{text}\n\n{end}", readme.read_text(), flags=re.S))
-    shutil.copy(ROOT / "runs/quickstart/predictions.png", ROOT / "docs/images/quickstart.png")
+    picture = ROOT / "docs/images/quickstart.png"
+    picture.parent.mkdir(exist_ok=True)
+    shutil.copy(ROOT / "runs/quickstart/predictions.png", picture)
 
 
 if __name__ == "__main__":
