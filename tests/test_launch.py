@@ -2,11 +2,13 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 SCRIPT = Path(__file__).parent.parent / "launch" / "single_host.sh"
+SHELLCHECK = shutil.which("shellcheck", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
 
 
 def run(*arguments):
@@ -28,7 +30,7 @@ def test_without_arguments_it_shows_its_usage():
     assert done.returncode == 2 and "launch/single_host.sh [--dry-run]" in done.stderr and done.stdout == ""
 
 
-@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+@pytest.mark.skipif(not SHELLCHECK, reason="shellcheck is not installed")
 def test_shellcheck():
-    done = subprocess.run(["shellcheck", SCRIPT], capture_output=True, text=True, check=False)
+    done = subprocess.run([SHELLCHECK, SCRIPT], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
