@@ -112,8 +112,17 @@ def from_torch(state_dict, model):
 
 
 def to_torch(variables, model):
-    """Variables {"params", "batch_stats"} of `model` -> official state dict of NumPy arrays, kernels OIHW."""
+    """Variables {"params", "batch_stats"} of `model` -> official state dict of NumPy arrays, kernels OIHW.
+
+    Raises UserError that lists every variable that is missing, too many or of another shape.
+    """
     flat = traverse_util.flatten_dict(dict(variables))
+    expected = traverse_util.flatten_dict(variable_shapes(model))
+    faults = mismatches(*({"/".join(path): tuple(leaf.shape) for path, leaf in tree.items()}
+                          for tree in (flat, expected)))
+    if faults:
+        raise UserError(f"The variables are not those of an ISNet with {model.backbone} and {model.num_classes} "
+                        f"classes. Names {faults}.")
     state_dict = {}
     for name, (path, _) in official_names(model).items():
         array = np.asarray(flat[path])

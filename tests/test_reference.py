@@ -174,7 +174,7 @@ def test_variables_are_those_of_the_network():
     wanted = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32)))
     found = convert.from_torch(state_dict, model)
     assert jax.tree.structure(dict(wanted)) == jax.tree.structure(found)
-    assert jax.tree.leaves(jax.tree.map(lambda w, f: w.shape == f.shape and w.dtype == f.dtype, dict(wanted), found))
+    assert all(jax.tree.leaves(jax.tree.map(lambda w, f: w.shape == f.shape and w.dtype == f.dtype, dict(wanted), found)))
 
 
 def test_conversion_lists_every_fault():
@@ -188,6 +188,15 @@ def test_conversion_lists_every_fault():
                  "ema.weight", "resnet18"):
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_only_the_networks_own_variables_become_a_state_dict():
+    model, state_dict = keys("resnet18_19")
+    variables = convert.from_torch(state_dict, model)
+    del variables["params"]["bottleneck"]["conv"]
+    variables["params"]["stage1_classifier"]["bias"] = np.zeros(7, np.float32)
+    with pytest.raises(UserError, match=r"missing: params/bottleneck/conv/kernel; of another shape: .*bias \(7,\)"):
+        convert.to_torch(variables, model)
 
 
 def test_batch_counters_are_optional():
