@@ -87,9 +87,9 @@ def eval_canvas(source, config):
 def eval_batches(source, config, canvas, process_index=0, process_count=1):
     """Iterator over this process's part of the evaluation batches; the last one is padded, nothing is dropped.
 
-    canvas: as from `eval_canvas`.
-    image uint8 (b, H, W, 3) and label uint8 (b, Hl, Wl) at the top left of their canvas, image_size and label_size
-    int32 (b, 2), index int64 (b,), -1 for padding (its label is all 255).
+    canvas: as from `eval_canvas`. Yields dicts of NumPy arrays: image uint8 (b, H, W, 3) and label uint8 (b, Hl, Wl) at
+    the top left of their canvas, image_size and label_size int32 (b, 2), index int64 (b,), -1 for padding (its label
+    is all 255).
     """
     batch_size = config.test.batch_size
     local = batch_size // process_count
