@@ -9,6 +9,7 @@ from types import SimpleNamespace
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # it announces itself otherwise
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import jax

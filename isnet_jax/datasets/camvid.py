@@ -3,6 +3,7 @@
 import numpy as np
 
 from isnet_jax.datasets import common
+from isnet_jax.datasets.pairing import find_pairs
 
 
 class Camvid(common.FolderBuilder):
@@ -27,6 +28,8 @@ class Camvid(common.FolderBuilder):
     HOMEPAGE = 'http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/'
     LAYOUT = '{train,val,test}/{images/NAME.jpg or .png,labels/NAME.png}'
     TRAIN_IDS = np.append(np.arange(len(NAMES)), common.IGNORED)
+    COUNTS = {'train': 367, 'val': 101, 'test': 233}
 
-    def folders(self, source):
-        return {split: (source / split / 'images', source / split / 'labels') for split in ('train', 'val', 'test')}
+    def pairs(self, source):
+        return {split: find_pairs(source / split / 'images', source / split / 'labels', self.problems)
+                for split in self.COUNTS}

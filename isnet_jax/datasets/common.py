@@ -8,7 +8,6 @@ import itertools
 import os
 import warnings
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -46,6 +45,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder):
     DESCRIPTION: str
     CITATION = ''
     HOMEPAGE = ''
+    COUNTS = {}  # the official number of examples of each split, where there is one
     LAYOUT = ''  # what a source folder must look like; '' where the data set needs no source
 
     def __init__(self, *, source=None, **kwargs):
@@ -132,12 +132,6 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder):
         pass
 
 
-class Pair(NamedTuple):
-    name: str  # the stem
-    image: Path
-    label: Path
-
-
 class FolderBuilder(SegmentationBuilder):
     """A data set of image files and label files, which hold an integer for each pixel."""
 
@@ -145,12 +139,11 @@ class FolderBuilder(SegmentationBuilder):
 
     def items(self):
         """Returns {split: [Pair, ...]}, see `SegmentationBuilder.items`."""
-        return {split: find_pairs(images, labels, self.problems)
-                for split, (images, labels) in self.folders(Path(self.source)).items()}
+        return self.pairs(Path(self.source))
 
     @abc.abstractmethod
-    def folders(self, source):
-        """Returns {split: (folder of images, folder of labels)}."""
+    def pairs(self, source):
+        """Returns {split: [Pair, ...]} of the tree `source`, Path; adds what is amiss to the list self.problems."""
 
     def read_label(self, path):
         """Returns the integers in a label file [height, width]; raises UserError."""
@@ -169,40 +162,6 @@ class FolderBuilder(SegmentationBuilder):
         check_decodes(data, pair.image)
         ids = to_train_ids(label, self.TRAIN_IDS, pair.label)
         return {'image': data, 'label': encode_png(ids), 'height': height, 'width': width, 'name': pair.name}
-
-
-def find_pairs(images, labels, problems, image_suffixes=('.jpg', '.jpeg', '.png'), label_suffixes=('.png',)):
-    """Matches the files of two folders by their stems.
-
-    Args:
-      images, labels: the folders, Path. Hidden files and files of other suffixes (in any case) are passed over.
-      problems: list, gets a sentence for each missing folder and each file without its partner.
-
-    Returns:
-      A list of Pair sorted by name.
-    """
-    found = []
-    for folder, suffixes in (images, image_suffixes), (labels, label_suffixes):
-        if not folder.is_dir():
-            problems.append(f'The folder {folder} is missing.')
-            return []
-        files = {}
-        for path in sorted(folder.iterdir()):
-            if path.suffix.lower() in suffixes and not path.name.startswith('.'):
-                if path.stem in files:
-                    problems.append(f'{files[path.stem]} and {path.name} beside it have the same name.')
-                files[path.stem] = path
-        found.append(files)
-    image_files, label_files = found
-    for stem in sorted(image_files.keys() ^ label_files.keys()):
-        if stem in image_files:
-            problems.append(f'{image_files[stem]} has no label {stem}{label_suffixes[0]} in {labels}.')
-        else:
-            problems.append(f'{label_files[stem]} has no image {stem}{{{",".join(image_suffixes)}}} in {images}.')
-    if not (image_files or label_files):
-        problems.append(f'{images} holds no images.')
-    return [Pair(stem, image_files[stem], label_files[stem])
-            for stem in sorted(image_files.keys() & label_files.keys())]
 
 
 def read_image(path, formats):
