@@ -1,12 +1,37 @@
-"""Random geometry in tf.data, one example at a time (protocols: training, steps 1 to 3 and 6).
+"""Random geometry of one example (protocols: training, steps 1 to 3 and 6), as the official recipe computes it.
 
-Photometry follows on the accelerator. Every random number is a function of the example's own seed.
+The label comes first: it alone decides the crop. Of the image no more is decoded than the crop needs. Resizing and
+rotation are OpenCV's, as in the official code, so images agree with it to the bit. Photometry follows on the
+accelerator.
 """
+from typing import NamedTuple
+
+import cv2
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 
 from isnet_jax.losses import IGNORED
+
+cv2.setNumThreads(1)  # examples run in parallel already
+MARGIN = 2  # pixels around a part of a JPEG that smooth chroma looks at
+
+
+class Plan(NamedTuple):
+    """What is to be done to an image; all int."""
+    height: int  # of the original
+    width: int
+    new_height: int  # after resizing
+    new_width: int
+    top: int  # the crop, in the resized image
+    left: int
+    crop_height: int
+    crop_width: int
+    part_top: int  # what the crop needs of the original
+    part_left: int
+    part_height: int
+    part_width: int
+    mirror: int
+    degrees: int  # counter-clockwise
 
 
 def decode_image(data):
@@ -16,115 +41,163 @@ def decode_image(data):
                    lambda: tf.io.decode_png(data, channels=3))
 
 
+def decode_part(data, part):
+    """The pixels [top, left, height, width] = `part` (4,) of an encoded image, equal to those of the whole."""
+    def png():
+        begin, size = tf.split(part, 2)
+        return tf.slice(tf.io.decode_png(data, channels=3), tf.concat([begin, [0]], 0), tf.concat([size, [3]], 0))
+
+    return tf.cond(tf.io.is_jpeg(data), lambda: tf.image.decode_and_crop_jpeg(
+        data, part, channels=3, dct_method="INTEGER_ACCURATE"), png)
+
+
 def decode_label(data):
     """Grey PNG of train ids -> uint8 (H, W)."""
     return tf.io.decode_png(data, channels=1)[..., 0]
 
 
 def target_size(height, width, resize, keep_ratio, scale=1.0):
-    """Size (h, w), int32, after the resize step; `resize` = (long, short), () for the original times `scale`."""
+    """Size (h, w) after the resize step; `resize` = (long, short), () for the original times `scale`."""
     if not resize:
-        return tuple(tf.cast(tf.cast(n, tf.float64) * scale + 0.5, tf.int32) for n in (height, width))
-    long, short = (tf.math.floor(tf.cast(n, tf.float64) * scale) for n in resize)
+        return int(height * scale + 0.5), int(width * scale + 0.5)
+    long, short = (int(n * scale) for n in resize)
     if not keep_ratio:  # the image's long side becomes the long side
-        portrait = height > width
-        return tuple(tf.cast(n, tf.int32) for n in (tf.where(portrait, long, short), tf.where(portrait, short, long)))
-    h, w = tf.cast(height, tf.float64), tf.cast(width, tf.float64)
-    ratio = tf.minimum(long / tf.maximum(h, w), short / tf.minimum(h, w))
-    return tf.cast(h * ratio + 0.5, tf.int32), tf.cast(w * ratio + 0.5, tf.int32)
+        return (long, short) if height > width else (short, long)
+    ratio = min(long / max(height, width), short / min(height, width))
+    return int(height * ratio + 0.5), int(width * ratio + 0.5)
 
 
-def resize_crop_image(image, size, top, left, crop_height, crop_width):
-    """The crop of image (H, W, 3) resized to `size` = (h, w), bilinear, rounded to uint8; only the crop is formed."""
-    in_size = tf.cast(tf.shape(image)[:2], tf.float32)
-    scale = tf.cast(tf.stack(size), tf.float32) / in_size
-    offset = -tf.cast(tf.stack([top, left]), tf.float32)
-    crop = tf.raw_ops.ScaleAndTranslate(
-        images=image[None], size=tf.stack([crop_height, crop_width]), scale=scale, translation=offset,
-        kernel_type="triangle", antialias=False)[0]
-    return tf.cast(tf.round(crop), tf.uint8)
+def resize(array, size):
+    """uint8 (H, W, 3) bilinear or (H, W) nearest -> `size` = (h, w), by OpenCV."""
+    return cv2.resize(array, size[::-1], interpolation=cv2.INTER_LINEAR if array.ndim == 3 else cv2.INTER_NEAREST)
 
 
-def resize_crop_label(label, size, top, left, crop_height, crop_width):
-    """The crop of label (H, W) resized to `size`, by OpenCV's nearest rule floor(i / (out / in)), in float64."""
-    def source(start, count, out_length, in_length):
-        ratio = 1 / (tf.cast(out_length, tf.float64) / tf.cast(in_length, tf.float64))
-        index = tf.cast(tf.math.floor(tf.cast(tf.range(start, start + count), tf.float64) * ratio), tf.int32)
-        return tf.minimum(index, in_length - 1)
+def choose_crop(label, crop_size, max_class_share, rng):
+    """Top, left, height and width of a crop of label (H, W).
 
-    shape = tf.shape(label)
-    rows = tf.gather(label, source(top, crop_height, size[0], shape[0]))
-    return tf.gather(rows, source(left, crop_width, size[1], shape[1]), axis=1)
-
-
-def _choose_crop(label, size, crop_size, max_class_share, seed):
-    """Top left corner of a crop: up to 10 tries for one no class of which reaches the share; the last is kept."""
-    height, width = (tf.minimum(c, n) for c, n in zip(crop_size, size))
-
-    def propose(attempt):
-        position = tf.random.stateless_uniform((2,), [seed[0], seed[1] + attempt], dtype=tf.float64)
-        return tuple(tf.cast(p * tf.cast(n - c + 1, tf.float64), tf.int32)
-                     for p, n, c in zip(tf.unstack(position), size, (height, width)))
-
-    def unacceptable(attempt, top, left):
-        crop = resize_crop_label(label, size, top, left, height, width)
-        counts = tf.math.bincount(tf.cast(tf.reshape(crop, [-1]), tf.int32), minlength=256, maxlength=256)[:IGNORED]
-        share = tf.cast(tf.reduce_max(counts), tf.float64) / tf.cast(tf.reduce_sum(counts), tf.float64)
-        return (attempt < 9) & ((tf.math.count_nonzero(counts) < 2) | (share >= max_class_share))
-
-    _, top, left = tf.while_loop(unacceptable, lambda attempt, top, left: (attempt + 1, *propose(attempt + 1)),
-                                 (tf.constant(0), *propose(0)))
+    Up to 10 tries until one holds two classes or more, none of which reaches the share of the labelled pixels; the
+    last is kept.
+    """
+    height, width = (min(c, n) for c, n in zip(crop_size, label.shape))
+    for _ in range(10):
+        top, left = (int(rng.integers(n - c + 1)) for n, c in zip(label.shape, (height, width)))
+        labelled, most = class_counts(label[top:top + height, left:left + width], max_class_share)
+        if most < labelled and most < max_class_share * labelled:
+            break
     return top, left, height, width
 
 
-def _rotate(image, label, degrees):
-    """Image (bicubic, filled with 0) and label (nearest, filled with 255) turned counter-clockwise about the centre."""
-    def turn(image, label, degrees):
-        height, width = label.shape
-        center = (width / 2 + 0.5, height / 2 + 0.5)  # pixel (w / 2, h / 2) as OpenCV counts, from pixel centres
-        image = Image.fromarray(image).rotate(float(degrees), Image.Resampling.BICUBIC, center=center)
-        label = Image.fromarray(label).rotate(float(degrees), Image.Resampling.NEAREST, center=center,
-                                              fillcolor=IGNORED)
-        return np.array(image), np.array(label)
+def class_counts(label, max_class_share):
+    """Labelled pixels of label (h, w), and those of its commonest class, or of any class that settles the question.
 
-    shapes = image.shape, label.shape
-    image, label = tf.numpy_function(turn, [image, label, degrees], (tf.uint8, tf.uint8), stateful=False)
-    return tf.ensure_shape(image, shapes[0]), tf.ensure_shape(label, shapes[1])
-
-
-def augment(image, label, seed, config):
-    """One training example.
-
-    image uint8 (H, W, 3), label uint8 (H, W), seed int32 (2,), config: `config.augment`. Returns image uint8
-    (ch, cw, 3) and label uint8 (ch, cw), centred in the crop size and padded with 0 and 255, and the window int32
-    (4,) = (top, left, height, width) of what is not padding.
+    Counting all classes is dear. A guess from every 16th pixel will do, where it leaves too few pixels for any other
+    class to reach the share.
     """
-    def random(stream, shape=()):
-        return tf.random.stateless_uniform(shape, [seed[0], seed[1] ^ (stream << 8)], dtype=tf.float64)
+    labelled = label.size - np.count_nonzero(label == IGNORED)
+    guess = np.bincount(label[::4, ::4].ravel(), minlength=256)[:IGNORED].argmax()
+    most = np.count_nonzero(label == guess)
+    if labelled - most >= max_class_share * labelled or most == 0:
+        most = int(cv2.calcHist([label], [0], None, [256], [0, 256])[:IGNORED].max())
+    return labelled, most
 
-    low, high = config.scale_range
-    shape = tf.shape(label)
-    size = target_size(shape[0], shape[1], config.resize, config.keep_ratio, low + (high - low) * random(1))
-    top, left, height, width = _choose_crop(label, size, config.crop_size, config.max_class_share,
-                                            [seed[0], seed[1] ^ (2 << 8)])
-    image = resize_crop_image(image, size, top, left, height, width)
-    label = resize_crop_label(label, size, top, left, height, width)
 
-    swapped = np.arange(256, dtype=np.uint8)
-    for a, b in config.flip_pairs:
-        swapped[a], swapped[b] = b, a
-    mirror = random(3) < 0.5
-    image = tf.where(mirror, image[:, ::-1], image)
-    label = tf.where(mirror, tf.gather(swapped, tf.cast(label[:, ::-1], tf.int32)), label)
+def needed(start, count, new_length, length):
+    """Range (start, count) of the original's rows from which bilinear resizing to new_length makes the given ones."""
+    ratio = length / new_length
+    first, last = (int(np.floor((i + 0.5) * ratio - 0.5)) for i in (start, start + count - 1))
+    first, end = max(first - MARGIN, 0), min(last + 2 + MARGIN, length)
+    return first, end - first
 
-    if config.rotate_probability:
-        degrees = tf.floor((2 * random(5) - 1) * config.rotate_degrees)
-        image, label = tf.cond(random(4) < config.rotate_probability, lambda: _rotate(image, label, degrees),
-                               lambda: (image, label))
 
-    crop_height, crop_width = config.crop_size
-    pad_top, pad_left = (crop_height - height) // 2, (crop_width - width) // 2
-    padding = [[pad_top, crop_height - height - pad_top], [pad_left, crop_width - width - pad_left]]
-    image = tf.ensure_shape(tf.pad(image, [*padding, [0, 0]]), (crop_height, crop_width, 3))
-    label = tf.ensure_shape(tf.pad(label, padding, constant_values=IGNORED), (crop_height, crop_width))
-    return {"image": image, "label": label, "window": tf.stack([pad_top, pad_left, height, width])}
+def turn(array, degrees):
+    """uint8 (H, W, 3) bicubic, filled with 0, or (H, W) nearest, filled with 255, turned about its centre."""
+    height, width = array.shape[:2]
+    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1)
+    flags, fill = (cv2.INTER_CUBIC, 0) if array.ndim == 3 else (cv2.INTER_NEAREST, IGNORED)
+    return cv2.warpAffine(array, matrix, (width, height), flags=flags, borderValue=fill)
+
+
+def pad(array, crop_size, value):
+    """array (h, w, ...) in the centre of `crop_size`, filled with `value`; and the window (top, left, h, w)."""
+    height, width = array.shape[:2]
+    top, left = (crop_size[0] - height) // 2, (crop_size[1] - width) // 2
+    if (height, width) != tuple(crop_size):
+        canvas = np.full((*crop_size, *array.shape[2:]), value, np.uint8)
+        canvas[top:top + height, left:left + width] = array
+        array = canvas
+    return np.ascontiguousarray(array), (top, left, height, width)
+
+
+def augment_label(label, rng, config):
+    """label uint8 (H, W), NumPy generator, `config.augment` -> label uint8 (ch, cw), window int32 (4,), Plan."""
+    height, width = label.shape
+    size = target_size(height, width, config.resize, config.keep_ratio, rng.uniform(*config.scale_range))
+    label = resize(label, size)
+    top, left, crop_height, crop_width = choose_crop(label, config.crop_size, config.max_class_share, rng)
+    label = label[top:top + crop_height, left:left + crop_width]
+    mirror = rng.random() < 0.5
+    if mirror:
+        label = cv2.flip(label, 1)
+        if config.flip_pairs:
+            label = cv2.LUT(label, swapped_classes(config.flip_pairs))
+    degrees = 0
+    if rng.random() < config.rotate_probability:
+        degrees = int(rng.integers(-config.rotate_degrees, config.rotate_degrees))
+        label = turn(label, degrees)
+    part_top, part_height = needed(top, crop_height, size[0], height)
+    part_left, part_width = needed(left, crop_width, size[1], width)
+    label, window = pad(label, config.crop_size, IGNORED)
+    return label, window, Plan(height, width, *size, top, left, crop_height, crop_width, part_top, part_left,
+                               part_height, part_width, int(mirror), degrees)
+
+
+def augment_image(part, plan, config):
+    """The part uint8 (h, w, 3) of an image that `plan` asks for -> image uint8 (ch, cw, 3)."""
+    image = part
+    if part.shape[:2] != (plan.height, plan.width):
+        # OpenCV resizes whole images only. What surrounds the part stays as memory holds it: no pixel of the crop sees it.
+        image = np.empty((plan.height, plan.width, 3), np.uint8)
+        image[plan.part_top:plan.part_top + plan.part_height, plan.part_left:plan.part_left + plan.part_width] = part
+    image = resize(image, (plan.new_height, plan.new_width))
+    image = image[plan.top:plan.top + plan.crop_height, plan.left:plan.left + plan.crop_width]
+    if plan.mirror:
+        image = cv2.flip(image, 1)
+    if plan.degrees:
+        image = turn(image, plan.degrees)
+    return pad(image, config.crop_size, 0)[0]
+
+
+def swapped_classes(pairs):
+    """uint8 (256,): the class of each class in the mirror."""
+    table = np.arange(256, dtype=np.uint8)
+    for a, b in pairs:
+        table[a], table[b] = b, a
+    return table
+
+
+def augment(image, label, key, config):
+    """One training example, for tf.data.
+
+    image, label: encoded, scalar strings; key uint64 (3,): every random number is a function of it; config:
+    `config.augment`. Returns image uint8 (ch, cw, 3) and label uint8 (ch, cw), centred in the crop size and padded
+    with 0 and 255, and the window int32 (4,) = (top, left, height, width) of what is not padding.
+    """
+    def of_label(label, key):
+        label, window, plan = augment_label(label, generator(key), config)
+        return label, np.int32(window), np.int32(plan)
+
+    def of_image(part, plan):
+        return augment_image(part, Plan(*plan.tolist()), config)
+
+    label, window, plan = tf.numpy_function(of_label, [decode_label(label), key], (tf.uint8, tf.int32, tf.int32),
+                                            stateful=False)
+    part = decode_part(image, tf.ensure_shape(plan, (len(Plan._fields),))[8:12])
+    image = tf.numpy_function(of_image, [part, plan], tf.uint8, stateful=False)
+    return {"image": tf.ensure_shape(image, (*config.crop_size, 3)),
+            "label": tf.ensure_shape(label, tuple(config.crop_size)), "window": tf.ensure_shape(window, (4,))}
+
+
+def generator(key):
+    """Counter-based NumPy generator of an example's key (seed, epoch, index)."""
+    seed, epoch, index = (int(n) for n in key)
+    return np.random.Generator(np.random.Philox(key=[seed, 1], counter=[0, 0, epoch, index]))

@@ -3,6 +3,8 @@
 Epoch e visits the examples in the permutation drawn from (seed, e); an example's augmentation draws from
 (seed, e, its index). So there is no iterator state to save, and any number of processes sees the same batches.
 """
+import functools
+
 import numpy as np
 import tensorflow as tf
 
@@ -34,13 +36,15 @@ def steps_per_epoch(num_examples, config):
 def batch_indices(step, num_examples, batch_size, seed):
     """Epoch, and indices (batch_size,) int64 of the examples, of the batch at `step`."""
     epoch, position = divmod(step, num_examples // batch_size)
+    return epoch, epoch_order(num_examples, seed, epoch)[position * batch_size:(position + 1) * batch_size]
+
+
+@functools.lru_cache(maxsize=2)
+def epoch_order(num_examples, seed, epoch):
+    """int64 (num_examples,): the order in which an epoch visits the examples."""
     order = np.random.default_rng([0, seed, epoch]).permutation(num_examples)
-    return epoch, order[position * batch_size:(position + 1) * batch_size]
-
-
-def example_seed(seed, epoch, index):
-    """int32 (2,): the key of one example's augmentation."""
-    return np.random.SeedSequence([1, seed, epoch, index]).generate_state(2).view(np.int32)
+    order.setflags(write=False)
+    return order
 
 
 def train_batches(source, config, start, stop, process_index=0, process_count=1):
@@ -56,18 +60,16 @@ def train_batches(source, config, start, stop, process_index=0, process_count=1)
         epoch, indices = batch_indices(int(step), len(source), batch_size, config.seed)
         indices = indices[process_index * local:(process_index + 1) * local]
         records = source.__getitems__(indices.tolist())
-        seeds = np.stack([example_seed(config.seed, epoch, int(i)) for i in indices])
+        keys = np.uint64([(config.seed, epoch, index) for index in indices])
         return (np.array([r["image"] for r in records], object), np.array([r["label"] for r in records], object),
-                seeds, indices)
+                keys, indices)
 
-    def prepare(image, label, seed, index):
-        example = augment.augment(augment.decode_image(image), augment.decode_label(label), tf.unstack(seed, 2),
-                                  config.augment)
-        return {**example, "index": index}
+    def prepare(image, label, key, index):
+        return {**augment.augment(image, label, key, config.augment), "index": index}
 
     dataset = tf.data.Dataset.range(start, stop)
     dataset = dataset.map(lambda step: tf.numpy_function(
-        read, [step], (tf.string, tf.string, tf.int32, tf.int64), stateful=False))
+        read, [step], (tf.string, tf.string, tf.uint64, tf.int64), stateful=False))
     dataset = dataset.unbatch().map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.batch(local, drop_remainder=True).prefetch(4)
     return dataset.as_numpy_iterator()
@@ -79,8 +81,8 @@ def eval_canvas(source, config):
     It reads the whole split: ask once.
     """
     sizes = np.array([(record["height"], record["width"]) for record in (source[i] for i in range(len(source)))])
-    resized = np.stack([np.stack(augment.target_size(h, w, config.test.resize, config.test.keep_ratio))
-                        for h, w in np.unique(sizes, axis=0)])
+    resized = np.array([augment.target_size(h, w, config.test.resize, config.test.keep_ratio)
+                        for h, w in np.unique(sizes, axis=0).tolist()])
     return tuple(resized.max(0).tolist()), tuple(sizes.max(0).tolist())
 
 
@@ -102,20 +104,23 @@ def eval_batches(source, config, canvas, process_index=0, process_count=1):
         record = source[max(int(index), 0)]
         return record["image"], record["label"]
 
+    def resize(image):
+        return augment.resize(image, augment.target_size(*image.shape[:2], config.test.resize, config.test.keep_ratio))
+
     def prepare(index):
         image, label = tf.numpy_function(read, [index], (tf.string, tf.string), stateful=False)
         image, label = augment.decode_image(image), augment.decode_label(label)
         label_size = tf.shape(label)
-        size = augment.target_size(label_size[0], label_size[1], config.test.resize, config.test.keep_ratio)
         if config.test.resize:
-            image = augment.resize_crop_image(image, size, 0, 0, *size)
+            image = tf.ensure_shape(tf.numpy_function(resize, [image], tf.uint8, stateful=False), (None, None, 3))
+        size = tf.shape(image)[:2]
         label = tf.where(index < 0, tf.constant(IGNORED, tf.uint8), label)
         image = tf.pad(image, [[0, height - size[0]], [0, width - size[1]], [0, 0]])
         label = tf.pad(label, [[0, label_height - label_size[0]], [0, label_width - label_size[1]]],
                        constant_values=IGNORED)
         return {"image": tf.ensure_shape(image, (height, width, 3)),
                 "label": tf.ensure_shape(label, (label_height, label_width)),
-                "image_size": tf.stack(size), "label_size": label_size, "index": index}
+                "image_size": size, "label_size": label_size, "index": index}
 
     dataset = tf.data.Dataset.from_tensor_slices(order).map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
     return dataset.batch(local).prefetch(2).as_numpy_iterator()

@@ -4,6 +4,7 @@ uint8 pixels cross the bus; here each operation rounds as its uint8 definition i
 """
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # RGB, 0..255
 
@@ -25,23 +26,34 @@ def distort(key, images):
     images (B, H, W, 3), 0..255 RGB -> float32 of the same shape holding the integers 0..255. Contrast comes
     before saturation and hue or after them, with even odds.
     """
-    shape = (images.shape[0], 1, 1, 1)
+    return apply_distortion(images, **draw_distortion(key, images.shape[0]))
+
+
+def draw_distortion(key, count):
+    """The draws of `distort` for `count` images: arguments of `apply_distortion`."""
     coins, brightness, contrast, saturation, hue = jax.random.split(key, 5)
-    coins = jax.random.bernoulli(coins, 0.5, (5, *shape))
-    brightness = jax.random.uniform(brightness, shape, minval=-32, maxval=32)
-    contrast = jax.random.uniform(contrast, shape, minval=0.5, maxval=1.5)
-    saturation = jax.random.uniform(saturation, shape, minval=0.5, maxval=1.5)
-    hue = jax.random.randint(hue, shape, -18, 18).astype(jnp.float32)
-    contrast_early = coins[4]
+    return {"chosen": jax.random.bernoulli(coins, 0.5, (4, count)),
+            "contrast_early": jax.random.bernoulli(jax.random.fold_in(coins, 1), 0.5, (count,)),
+            "brightness": jax.random.uniform(brightness, (count,), minval=-32, maxval=32),
+            "contrast": jax.random.uniform(contrast, (count,), minval=0.5, maxval=1.5),
+            "saturation": jax.random.uniform(saturation, (count,), minval=0.5, maxval=1.5),
+            "hue": jax.random.randint(hue, (count,), -18, 18)}
+
+
+def apply_distortion(images, chosen, contrast_early, brightness, contrast, saturation, hue):
+    """images (B, H, W, 3); chosen bool (4, B): which of brightness, contrast, saturation, hue to change; others (B,)."""
+    brightened, contrasted, saturated, hued = (c[:, None, None, None] for c in chosen)
+    early, brightness, contrast = (x[:, None, None, None] for x in (contrast_early, brightness, contrast))
+    saturation, hue = saturation[:, None, None], hue[:, None, None].astype(jnp.float32)
 
     x = images.astype(jnp.float32)
-    x = jnp.where(coins[0], _to_uint8(x + brightness), x)
-    x = jnp.where(coins[1] & contrast_early, _to_uint8(x * contrast), x)
+    x = jnp.where(brightened, _to_uint8(x + brightness), x)
+    x = jnp.where(contrasted & early, _to_uint8(x * contrast), x)
     h, s, v = rgb_to_hsv(x)
-    x = jnp.where(coins[2], hsv_to_rgb(h, _to_uint8(s * saturation[..., 0]), v), x)
+    x = jnp.where(saturated, hsv_to_rgb(h, _to_uint8(s * saturation), v), x)
     h, s, v = rgb_to_hsv(x)
-    x = jnp.where(coins[3], hsv_to_rgb((h + hue[..., 0]) % 180, s, v), x)
-    return jnp.where(coins[1] & ~contrast_early, _to_uint8(x * contrast), x)
+    x = jnp.where(hued, hsv_to_rgb((h + hue) % 180, s, v), x)
+    return jnp.where(contrasted & ~early, _to_uint8(x * contrast), x)
 
 
 def _to_uint8(x):
@@ -66,13 +78,13 @@ def rgb_to_hsv(x):
 
 
 def hsv_to_rgb(h, s, v):
-    """Inverse of `rgb_to_hsv`, rounded to integers: (..., 3) float32."""
-    sextant = h / 30
-    fraction = sextant - jnp.floor(sextant)
-    s = s / 255
-    low, falling, rising = v * (1 - s), v * (1 - s * fraction), v * (1 - s * (1 - fraction))
-    index = jnp.floor(sextant).astype(jnp.int32)
+    """Inverse of `rgb_to_hsv`, (..., 3) float32 integers: like OpenCV in float32, and like it cut off, not rounded."""
+    s, v = s * np.float32(1 / 255), v * np.float32(1 / 255)
+    sextant = h * np.float32(1 / 30)
+    index = jnp.floor(sextant)
+    fraction = sextant - index
+    low, falling, rising = v * (1 - s), v * (1 - s * fraction), v * (1 - s + s * fraction)
     orders = ((v, rising, low), (falling, v, low), (low, v, rising), (low, falling, v), (rising, low, v),
               (v, low, falling))
     channels = [jnp.select([index == i for i in range(6)], [order[c] for order in orders]) for c in range(3)]
-    return jnp.round(jnp.stack(channels, axis=-1))
+    return jnp.floor(jnp.stack(channels, axis=-1) * 255)
