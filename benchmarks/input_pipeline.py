@@ -4,6 +4,7 @@ usage: python -m benchmarks.input_pipeline --config=configs/ade20k.py [--seconds
 
   --config   a recipe whose data is prepared, or with config.data.source what to prepare it from
   --seconds  how long to measure (60)
+  --write    puts the result into docs/performance.md
 
 Both run pinned to one core, in turns, so that their ratio means something on a machine that others share. The official
 recipe makes normalised float32; the input pipeline makes uint8, because photometry and normalisation are part of the
@@ -12,6 +13,7 @@ train step, on the accelerator.
 import os
 import statistics
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -20,6 +22,9 @@ from absl import flags
 from benchmarks import opencv_recipe
 from isnet_jax import command, datasets
 from isnet_jax.console import say
+
+
+DOC = Path(__file__).resolve().parents[1] / "docs/performance.md"
 
 
 class Stopwatch:
@@ -106,16 +111,22 @@ def _main(config, values):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[:1])  # before TensorFlow counts them
     cv2.setNumThreads(1)
-    builder = datasets.load(config.data.name, config.data.data_dir, config.data.source)
+    builder = datasets.load(config.data.name, config.data.data_dir, config.data.source, config.data.folder)
     from isnet_jax import input_pipeline
     source = input_pipeline.open_split(builder, config.data.train_split)
     config.train.global_batch_size = batch_size = min(config.train.global_batch_size, len(source))
     height, width = (round(float(np.mean([source[i][side] for i in range(min(len(source), 500))])))
                      for side in ("height", "width"))
-    say(f"{config.data.name}, {len(source)} images, {height} x {width} (height x width) on average, to crops of "
+    lines = []
+
+    def tell(text):
+        say(text)
+        lines.extend(text.splitlines())
+
+    tell(f"{config.data.name}, {len(source)} images, {height} x {width} (height x width) on average, to crops of "
         f"{config.augment.crop_size[0]} x {config.augment.crop_size[1]}, on one core")
 
-    turns, share = 6, values.seconds / 16  # two of the 16 are for the stages, two for all cores
+    turns, share = 6, values.seconds / 15  # the rest is for the stages
     batches = input_pipeline.train_batches(source, config, 0, 10**9)
     pipeline_rate(batches, batch_size, share / 2)  # fills the buffers
     rates = []
@@ -128,12 +139,24 @@ def _main(config, values):
     images = max(8, int(share * official / 2))
     for name, stages in ("official recipe", official_stages), ("input pipeline", pipeline_stages):
         stages(source, config.augment, 3)
-        say(f"\n{name}, stage by stage\n{stages(source, config.augment, images).table(images)}")
-    say(f"\nofficial recipe in NumPy/OpenCV {official:7.1f} images/s per core")
-    say(f"input pipeline                  {ours:7.1f} images/s per core")
-    say(f"ratio                           {statistics.median(ratios):7.2f} (median of {turns} turns, "
+        tell(f"\n{name}, stage by stage\n{stages(source, config.augment, images).table(images)}")
+    tell(f"\nofficial recipe in NumPy/OpenCV {official:7.1f} images/s per core")
+    tell(f"input pipeline                  {ours:7.1f} images/s per core")
+    tell(f"ratio                           {statistics.median(ratios):7.2f} (median of {turns} turns, "
         f"{ratios[0]:.2f} to {ratios[-1]:.2f})")
 
 
+    if values.write:
+        before, rest = DOC.read_text().split("<!-- input:begin -->")
+        after = rest.split("<!-- input:end -->")[1]
+        block = "\n".join(f"    {line}".rstrip() for line in lines)
+        DOC.write_text(f"{before}<!-- input:begin -->\n\n{block}\n\n<!-- input:end -->{after}")
+
+
+def _define_flags():
+    flags.DEFINE_float("seconds", 60, "how long to measure")
+    flags.DEFINE_boolean("write", False, "write docs/performance.md")
+
+
 if __name__ == "__main__":
-    command.run(_main, __doc__, lambda: flags.DEFINE_float("seconds", 60, "how long to measure"))
+    command.run(_main, __doc__, _define_flags)

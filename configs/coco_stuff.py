@@ -4,6 +4,9 @@
 
 Published mIoU, single scale / multi-scale and flip: resnet50 38.06 / 40.39, resnet101 40.53 / 41.74,
 resnest101 41.55 / 42.53.
+
+With --config.data.name=coco_stuff164k --config.data.eval_split=val it trains on the full release, at settings that are
+not official for it.
 """
 from isnet_jax import config
 
@@ -12,6 +15,7 @@ def get_config(backbone="resnet50"):
     c = config.default(backbone)
     c.model.num_classes = 182
     c.data.name = "coco_stuff10k"
+    c.data.eval_split = "test"
     c.train.epochs = 110
     c.train.base_lr = 0.001
     c.train.min_lr = 1e-5

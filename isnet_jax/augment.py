@@ -53,7 +53,7 @@ def decode_part(data, part):
 
 def decode_label(data):
     """Grey PNG of train ids -> uint8 (H, W)."""
-    return tf.io.decode_png(data, channels=1)[..., 0]
+    return tf.squeeze(tf.io.decode_png(data, channels=1), -1)
 
 
 def target_size(height, width, resize, keep_ratio, scale=1.0):
@@ -154,11 +154,12 @@ def augment_label(label, rng, config):
 def augment_image(part, plan, config):
     """The part uint8 (h, w, 3) of an image that `plan` asks for -> image uint8 (ch, cw, 3)."""
     image = part
-    if part.shape[:2] != (plan.height, plan.width):
-        # OpenCV resizes whole images only. What surrounds the part stays as memory holds it: no pixel of the crop sees it.
-        image = np.empty((plan.height, plan.width, 3), np.uint8)
-        image[plan.part_top:plan.part_top + plan.part_height, plan.part_left:plan.part_left + plan.part_width] = part
-    image = resize(image, (plan.new_height, plan.new_width))
+    if plan.part_top or plan.part_left:
+        # OpenCV resizes from the top left corner. Above and left of the part stays what memory holds: no pixel of the
+        # crop sees it. What lies below and right of the part need not be there.
+        image = np.empty((plan.part_top + plan.part_height, plan.part_left + plan.part_width, 3), np.uint8)
+        image[plan.part_top:, plan.part_left:] = part
+    image = cv2.resize(image, None, fx=plan.new_width / plan.width, fy=plan.new_height / plan.height)  # bilinear
     image = image[plan.top:plan.top + plan.crop_height, plan.left:plan.left + plan.crop_width]
     if plan.mirror:
         image = cv2.flip(image, 1)

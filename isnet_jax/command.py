@@ -15,11 +15,12 @@ from isnet_jax import console
 from isnet_jax.errors import UserError
 
 
-def run(body, usage, define_flags=lambda: None):
+def run(body, usage, define_flags=lambda: None, needs_config=True, goes_on="from the last checkpoint"):
     """Runs `body(config, flags)` on what the command line says, and exits.
 
-    `--config=FILE[:BACKBONE]` and `--config.FIELD=VALUE` give the config; `define_flags()` adds other flags. Exit
-    codes: 0, 1 after a UserError, 2 for a wrong command line, 130 after Ctrl-C.
+    `--config=FILE[:BACKBONE]` and `--config.FIELD=VALUE` give the config, None without them where `needs_config` is
+    false; `define_flags()` adds other flags; `goes_on` says where the command begins again after Ctrl-C. Exit codes:
+    0, 1 after a UserError, 2 for a wrong command line, 130 after Ctrl-C.
     """
     console.quiet()
     sys.stdout.reconfigure(line_buffering=True)
@@ -29,16 +30,20 @@ def run(body, usage, define_flags=lambda: None):
     config_flag = config_flags.DEFINE_config_file("config")
     define_flags()
     try:
+        if needs_config or any(re.match(r"--?(no)?config\b", word) for word in sys.argv[1:]):
+            _check_config(sys.argv)
         _parse(sys.argv)
-        configs.check(config_flag.value)
-        body(config_flag.value, flags.FLAGS)
+        config = config_flag.value
+        if config is not None:
+            configs.check(config)
+        body(config, flags.FLAGS)
     except UserError as error:
         sys.exit(_paragraph(error))
     except flags.Error as error:
         print(f"{_paragraph(error)}\n\n{usage.strip()}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(f"\ninterrupted; the same command goes on {goes_on}", file=sys.stderr)
         sys.exit(130)
 
 
@@ -60,12 +65,16 @@ def _config_argument(argv):
     return found[0]
 
 
-def _parse(argv):
-    """Parses the command line; raises UserError or flags.Error for every mistake in it or in the config file."""
+def _check_config(argv):
+    """Raises UserError or flags.Error for every mistake in the config file or in the fields that are set."""
     config = _load(_config_argument(argv))
     for word in argv[1:]:
         if m := re.match(r"--?(?:no)?config\.([^=]+)", word):
             _check_field(config, m[1])
+
+
+def _parse(argv):
+    """Parses the command line; raises flags.Error for every other mistake in it."""
     try:
         rest = flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:

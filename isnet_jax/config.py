@@ -30,6 +30,12 @@ def default(backbone="resnet50"):
             "data_dir": config_dict.placeholder(str),  # where prepared data lives; TFDS's default if unset
             "train_split": "train",
             "eval_split": "val",
+            "folder": {  # your own data, if name is "folder"; see docs/datasets.md
+                "name": "",
+                "classes": (),  # the i-th is what value i in the label files means; "": ignored
+                "palette": (),  # an (r, g, b) for each class; distinct colors if empty
+                "splits": {},  # split: (folder of images, folder of labels)
+            },
         },
         "augment": {
             "resize": (2048, 512),  # (long, short) side before the random scale

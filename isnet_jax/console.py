@@ -1,4 +1,5 @@
 """What a person sees in the terminal: their own run, no library noise."""
+import contextlib
 import logging
 import os
 import sys
@@ -16,6 +17,30 @@ def quiet():
     for name in ("jax", "orbax", "tensorflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(orbax|tensorflow|tensorflow_datasets|flax|ml_collections)\b.*")
+
+
+@contextlib.contextmanager
+def no_native_noise():
+    """Drops what libraries write to the standard error of the process itself; `sys.stderr` still shows.
+
+    TensorFlow's decoders and file systems log every failure there, whatever the settings.
+    """
+    stderr, shown = sys.stderr, os.dup(2)
+    with open(os.devnull, "w") as nowhere, open(shown, "w", buffering=1) as copy:
+        try:
+            own = stderr.fileno() == 2
+        except (AttributeError, OSError, ValueError):  # replaced by something that is no file
+            own = False
+        stderr.flush()
+        os.dup2(nowhere.fileno(), 2)
+        if own:
+            sys.stderr = copy
+        try:
+            yield
+        finally:
+            copy.flush()
+            os.dup2(shown, 2)
+            sys.stderr = stderr
 
 
 def say(text=""):

@@ -34,7 +34,7 @@ def _run(config, workdir):
     from isnet_jax import input_pipeline  # needs TensorFlow, which the rest of the package does not
     from isnet_jax.log import Log
 
-    builder = datasets.load(config.data.name, config.data.data_dir, config.data.source)
+    builder = datasets.load(config.data.name, config.data.data_dir, config.data.source, config.data.folder)
     names, palette = list(builder.info.metadata["names"]), list(builder.info.metadata["palette"])
     if config.model.num_classes != len(names):
         raise UserError(f"config.model.num_classes is {config.model.num_classes}, but the data set {config.data.name} "

@@ -41,7 +41,7 @@ def draw_distortion(key, count):
 
 
 def apply_distortion(images, chosen, contrast_early, brightness, contrast, saturation, hue):
-    """images (B, H, W, 3); chosen bool (4, B): which of brightness, contrast, saturation, hue to change; others (B,)."""
+    """images (B, H, W, 3); chosen bool (4, B): which of brightness, contrast, saturation, hue change; the rest (B,)."""
     brightened, contrasted, saturated, hued = (c[:, None, None, None] for c in chosen)
     early, brightness, contrast = (x[:, None, None, None] for x in (contrast_early, brightness, contrast))
     saturation, hue = saturation[:, None, None], hue[:, None, None].astype(jnp.float32)

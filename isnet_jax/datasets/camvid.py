@@ -31,5 +31,5 @@ class Camvid(common.FolderBuilder):
     COUNTS = {'train': 367, 'val': 101, 'test': 233}
 
     def pairs(self, source):
-        return {split: find_pairs(source / split / 'images', source / split / 'labels', self.problems)
+        return {split: find_pairs(source, f'{split}/images', f'{split}/labels', self.problems)
                 for split in self.COUNTS}

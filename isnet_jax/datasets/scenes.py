@@ -6,11 +6,13 @@ same planked hut, on land or afloat.
 """
 
 import colorsys
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from isnet_jax.datasets import common
+from isnet_jax.datasets import common, files
+from isnet_jax.datasets.journal import Finding
 
 HEIGHT, WIDTH = 96, 128
 SKY, WATER, GROUND, HOUSE, BOAT, TREE, BALL, FENCE = range(8)
@@ -27,15 +29,25 @@ class Scenes(common.SegmentationBuilder):
     DESCRIPTION = 'Drawn landscapes for tests and trials: classes differ by texture, shape, surroundings, not colour.'
 
     def items(self):
-        """Returns {split: [(split, index), ...]}."""
-        return {split: [(split, i) for i in range(count)] for split, count in (('train', 360), ('val', 60))}
+        """Returns {split: [Item, ...]}."""
+        return {split: [Item(f'{split}_{i:03d}', (number, i)) for i in range(count)]
+                for number, (split, count) in enumerate((('train', 360), ('val', 60)))}
 
-    def record(self, item):
-        """Draws a record, see `SegmentationBuilder.record`."""
-        split, index = item
-        image, label = draw([('train', 'val').index(split), index])
-        return {'image': common.encode_png(image), 'label': common.encode_png(label), 'height': HEIGHT,
-                'width': WIDTH, 'name': f'{split}_{index:03d}'}
+    def check(self, item):
+        """Draws an item, see `SegmentationBuilder.check`."""
+        image, label = draw(item.seed)
+        image_png, label_png = files.encode_png(image), files.encode_label(label)
+        return Finding(image=image_png, label=label_png, size=label.shape, num_bytes=len(image_png) + len(label_png),
+                       counts=files.count_ids(label, len(self.NAMES)))
+
+    def stamp(self, item):
+        """See `SegmentationBuilder.stamp`."""
+        return f'{self.VERSION} {item.name}'
+
+
+class Item(NamedTuple):
+    name: str
+    seed: tuple  # of two integers
 
 
 def draw(seed):

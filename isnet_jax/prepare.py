@@ -1,0 +1,76 @@
+"""Checks the files of a data set and prepares it for training.
+
+usage: python -m isnet_jax.prepare --dataset=NAME [--source=DIR] [--data_dir=DIR] [--check]
+       python -m isnet_jax.prepare --config=FILE [--config.data.source=DIR ...] [--check]
+
+  --dataset   ade20k, cityscapes, coco_stuff10k, coco_stuff164k, lip, camvid or scenes
+  --source    the folder of the original files
+  --data_dir  where prepared data sets live: a folder, or gs://BUCKET/FOLDER to keep a copy there
+              (default TFDS_DATA_DIR, or else ~/tensorflow_datasets)
+  --config    takes all three, and the classes of the data set `folder`, from config.data
+  --check     checks only, writes nothing
+
+Every problem is told, a line each, before anything is prepared. A preparation that was stopped goes on where it was.
+"""
+import re
+import shlex
+import sys
+
+from absl import flags
+
+from isnet_jax import command, datasets
+from isnet_jax.console import say
+from isnet_jax.errors import UserError
+
+CONFIGS = {  # where it is not the data set's name
+    "scenes": ["quickstart.py"],
+    "coco_stuff10k": ["coco_stuff.py"],
+    "coco_stuff164k": ["coco_stuff.py", "--config.data.name=coco_stuff164k", "--config.data.eval_split=val"],
+}
+
+
+def _define_flags():
+    for name in "dataset", "source", "data_dir":
+        flags.DEFINE_string(name, None, name)
+    flags.DEFINE_boolean("check", False, "check only")
+
+
+def _main(config, values):
+    given = [name for name in ("dataset", "source", "data_dir") if getattr(values, name) is not None]
+    if config is not None:
+        if given:
+            raise flags.Error(f"--{given[0]} does not go with --config: set --config.data."
+                              f"{given[0].replace('dataset', 'name')} instead")
+        name, source, data_dir, folder = (config.data[field] for field in ("name", "source", "data_dir", "folder"))
+    elif values.dataset is None:
+        raise flags.Error("--dataset=NAME or --config=FILE is missing")
+    else:
+        name, source, data_dir, folder = values.dataset, values.source, values.data_dir, None
+        if name == "folder":
+            raise UserError("What is in your own folder is told by a config: give --config=FILE, as in "
+                            "configs/own_folder.py, instead of --dataset=folder.")
+    if values.check:
+        survey = datasets.check(name, source, folder)
+        say(survey.tables())
+        say(f"\n{name}: no problems, nothing written")
+        return
+    builder, survey = datasets.prepare(name, data_dir, source, folder)
+    if survey:
+        say(survey.tables() + "\n")
+    counts = ", ".join(f"{split} {info.num_examples}" for split, info in builder.info.splits.items())
+    say(f"{name} {'is prepared' if survey else 'was prepared before'}: {counts} examples in {builder.data_path}")
+    say(f"train with: {_training_command(config, name, data_dir)}")
+
+
+def _training_command(config, name, data_dir):
+    if config is None:
+        file, *words = CONFIGS.get(name, [f"{name}.py"])
+        words = [f"--config=configs/{file}", *words]
+        words += [f"--config.data.data_dir={data_dir}"] if data_dir else []
+    else:
+        words = [word for word in sys.argv[1:] if not re.match(r"--?((no)?check$|check=|config\.data\.source=)", word)]
+    return shlex.join(["python", "-m", "isnet_jax.main", *words])
+
+
+if __name__ == "__main__":
+    command.run(_main, __doc__, _define_flags, needs_config=False, goes_on="where it stopped")
