@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from isnet_jax import convert, create_model, evaluate, photometry, sharding, train
+from isnet_jax import convert, create_model, inference, photometry, sharding, train
 
 ROOT = Path(__file__).resolve().parents[1]
 DOC, REFERENCE = ROOT / "docs/performance.md", ROOT / "tests/reference"
@@ -153,8 +153,7 @@ def jax_parity(case, dtype):
 
 def predict(variables, images, model):  # uint8 (B, H, W, 3) -> classes, uint8 (B, H, W)
     logits = model.apply(variables, photometry.normalize(images))["logits"]
-    before, after = (jnp.tile(jnp.array(x.shape[1:3]), (len(images), 1)) for x in (logits, images))
-    return evaluate.predict_classes(logits, images.shape[1:3], before, after)
+    return inference.predict_classes([(logits, None)], images.shape[1:3])
 
 
 def jax_speed(name, training, quick):

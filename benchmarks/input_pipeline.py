@@ -13,18 +13,14 @@ train step, on the accelerator.
 import os
 import statistics
 import time
-from pathlib import Path
 
 import cv2
 import numpy as np
 from absl import flags
 
-from benchmarks import opencv_recipe
+from benchmarks import docs, opencv_recipe
 from isnet_jax import command, datasets
 from isnet_jax.console import say
-
-
-DOC = Path(__file__).resolve().parents[1] / "docs/performance.md"
 
 
 class Stopwatch:
@@ -147,10 +143,7 @@ def _main(config, values):
 
 
     if values.write:
-        before, rest = DOC.read_text().split("<!-- input:begin -->")
-        after = rest.split("<!-- input:end -->")[1]
-        block = "\n".join(f"    {line}".rstrip() for line in lines)
-        DOC.write_text(f"{before}<!-- input:begin -->\n\n{block}\n\n<!-- input:end -->{after}")
+        docs.write("input", lines)
 
 
 def _define_flags():

@@ -16,4 +16,10 @@ def get_config(backbone="resnet50"):
     c.augment.crop_size = (512, 1024)
     c.train.epochs = 440
     c.test.resize = ()  # whole 1024x2048 images
+    c.test.tta.mode = "slide"
+    c.test.tta.crop_size = (512, 1024)
+    c.test.tta.stride = (341, 341)
+    if backbone == "resnet101":
+        c.test.tta.crop_size = (1024, 512)
+        c.test.tta.average = "logits"
     return c

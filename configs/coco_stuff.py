@@ -20,6 +20,8 @@ def get_config(backbone="resnet50"):
     c.train.base_lr = 0.001
     c.train.min_lr = 1e-5
     c.train.weight_decay = 1e-4
+    c.test.tta.scales = (0.5, 0.75, 1.0, 1.25, 1.5)
+    c.test.tta.average = "softmax" if backbone == "resnest101" else "logits"
     if backbone == "resnest101":
         c.train.global_batch_size = 32
         c.train.epochs = 150

@@ -23,6 +23,8 @@ def get_config(backbone="resnet50"):
     c.train.epochs = 150
     c.test.resize = (473, 473)
     c.test.keep_ratio = False
+    c.test.tta.scales = (1.0,)  # the mirror alone
+    c.test.tta.average = "logits"
     if backbone == "resnest101":
         c.train.global_batch_size = 40
         c.train.base_lr = 0.007

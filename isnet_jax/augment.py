@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from isnet_jax.losses import IGNORED
+from isnet_jax.resizing import resize, target_size
 
-cv2.setNumThreads(1)  # examples run in parallel already
 MARGIN = 2  # pixels around a part of a JPEG that smooth chroma looks at
 
 
@@ -54,22 +54,6 @@ def decode_part(data, part):
 def decode_label(data):
     """Grey PNG of train ids -> uint8 (H, W)."""
     return tf.squeeze(tf.io.decode_png(data, channels=1), -1)
-
-
-def target_size(height, width, resize, keep_ratio, scale=1.0):
-    """Size (h, w) after the resize step; `resize` = (long, short), () for the original times `scale`."""
-    if not resize:
-        return int(height * scale + 0.5), int(width * scale + 0.5)
-    long, short = (int(n * scale) for n in resize)
-    if not keep_ratio:  # the image's long side becomes the long side
-        return (long, short) if height > width else (short, long)
-    ratio = min(long / max(height, width), short / min(height, width))
-    return int(height * ratio + 0.5), int(width * ratio + 0.5)
-
-
-def resize(array, size):
-    """uint8 (H, W, 3) bilinear or (H, W) nearest -> `size` = (h, w), by OpenCV."""
-    return cv2.resize(array, size[::-1], interpolation=cv2.INTER_LINEAR if array.ndim == 3 else cv2.INTER_NEAREST)
 
 
 def choose_crop(label, crop_size, max_class_share, rng):

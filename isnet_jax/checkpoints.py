@@ -142,6 +142,12 @@ def load_variables(directory, template):
         manager.close()
 
 
+def newest_step(directory):
+    """The step of the newest checkpoint that is finished in a run or converted directory, None without any."""
+    steps = [int(path.name) for path in Path(directory).glob("checkpoints/*") if path.name.isdigit()]
+    return max(steps, default=None)
+
+
 def _shapes(tree):
     return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -15,12 +15,13 @@ from isnet_jax import console
 from isnet_jax.errors import UserError
 
 
-def run(body, usage, define_flags=lambda: None, needs_config=True, goes_on="from the last checkpoint"):
-    """Runs `body(config, flags)` on what the command line says, and exits.
+def run(body, usage, define_flags=lambda: None, needs_config=True, goes_on="from the last checkpoint", most_words=0):
+    """Runs `body(config, flags, *words)` on what the command line says, and exits.
 
     `--config=FILE[:BACKBONE]` and `--config.FIELD=VALUE` give the config, None without them where `needs_config` is
-    false; `define_flags()` adds other flags; `goes_on` says where the command begins again after Ctrl-C. Exit codes:
-    0, 1 after a UserError, 2 for a wrong command line, 130 after Ctrl-C.
+    false; `define_flags()` adds other flags; at most `most_words` words may come without a flag; `goes_on` says where
+    the command begins again after Ctrl-C. Exit codes: 0, 1 after a UserError, 2 for a wrong command line, 130 after
+    Ctrl-C.
     """
     console.quiet()
     sys.stdout.reconfigure(line_buffering=True)
@@ -32,11 +33,11 @@ def run(body, usage, define_flags=lambda: None, needs_config=True, goes_on="from
     try:
         if needs_config or any(re.match(r"--?(no)?config\b", word) for word in sys.argv[1:]):
             _check_config(sys.argv)
-        _parse(sys.argv)
+        words = _parse(sys.argv, most_words)
         config = config_flag.value
         if config is not None:
             configs.check(config)
-        body(config, flags.FLAGS)
+        body(config, flags.FLAGS, *words)
     except UserError as error:
         sys.exit(_paragraph(error))
     except flags.Error as error:
@@ -73,14 +74,17 @@ def _check_config(argv):
             _check_field(config, m[1])
 
 
-def _parse(argv):
-    """Parses the command line; raises flags.Error for every other mistake in it."""
+def _parse(argv, most_words):
+    """Parses the command line, returns its words without a flag; raises flags.Error for every other mistake in it."""
+    flags.FLAGS.set_gnu_getopt(True)  # flags may follow words
     try:
-        rest = flags.FLAGS(argv)
+        words = flags.FLAGS(argv)[1:]
     except flags.UnrecognizedFlagError as error:
         raise flags.Error(f"there is no flag --{error.flagname}") from None
-    if len(rest) > 1:
-        raise flags.Error(f"the command line has a word without a flag: {rest[1]}")
+    if len(words) > most_words:
+        raise flags.Error(f"the command line has a word {'too many' if most_words else 'without a flag'}: "
+                          f"{words[most_words]}")
+    return words
 
 
 def _load(argument):

@@ -1,4 +1,6 @@
 """Every field of a configuration with its default, and the checks that come before any work."""
+import functools
+
 from ml_collections import ConfigDict, config_dict
 
 from isnet_jax.errors import UserError
@@ -63,6 +65,14 @@ def default(backbone="resnet50"):
             "resize": (2048, 512),  # (long, short), or () for the original size
             "keep_ratio": True,
             "batch_size": 8,
+            "max_programs": 8,  # images of mixed sizes share so many canvases, each a compiled program
+            "tta": {  # scales and mirror, for `--tta`
+                "mode": "whole",  # or slide, with windows of crop_size (h, w) moved by stride (h, w)
+                "crop_size": (),
+                "stride": (),
+                "scales": (0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
+                "average": "softmax",  # or logits
+            },
         },
         "run": {  # changes nothing in what is computed
             "log_every_steps": 50,
@@ -81,8 +91,7 @@ def check(config):
 
     def require(fields, what, holds):
         for field in fields.split():
-            section, _, name = field.rpartition(".")
-            value = config[section][name] if section else config[name]
+            value = functools.reduce(lambda section, name: section[name], field.split("."), config)
             if not holds(value):
                 raise UserError(f"config.{field} is {value!r}; it must be {what}.")
 
@@ -90,8 +99,8 @@ def check(config):
         return (len(value) == count and all(isinstance(x, kind) and not isinstance(x, bool) for x in value)
                 and all(0 < x < float("inf") for x in value))
 
-    require("train.global_batch_size train.epochs test.batch_size run.log_every_steps run.eval_every_epochs "
-            "run.checkpoint_every_steps run.keep_checkpoints", "positive", lambda n: n > 0)
+    require("train.global_batch_size train.epochs test.batch_size test.max_programs run.log_every_steps "
+            "run.eval_every_epochs run.checkpoint_every_steps run.keep_checkpoints", "positive", lambda n: n > 0)
     require("seed run.num_pictures", "0 or more", lambda n: n >= 0)
     require("train.base_lr train.min_lr train.weight_decay train.power", "a finite number, 0 or more",
             lambda x: 0 <= x < float("inf"))
@@ -102,6 +111,11 @@ def check(config):
     require("augment.rotate_degrees", "from 0 to 180", lambda x: 0 <= x <= 180)
     require("augment.resize test.resize", "(long, short) in pixels, or ()",
             lambda x: len(x) == 0 or numbers(x, 2, int) and x[0] >= x[1])
+    require("test.tta.mode", "whole or slide", lambda mode: mode in ("whole", "slide"))
+    require("test.tta.average", "softmax or logits", lambda average: average in ("softmax", "logits"))
+    require("test.tta.scales", "positive numbers", lambda scales: len(scales) and numbers(scales, len(scales)))
+    if config.test.tta.mode == "slide":
+        require("test.tta.crop_size test.tta.stride", "(height, width) in pixels", lambda x: numbers(x, 2, int))
     require("augment.crop_size", "(height, width) in pixels, each at least 32",
             lambda x: numbers(x, 2, int) and min(x) >= 32)
     require("augment.scale_range", "(low, high) with 0 < low <= high", lambda x: numbers(x, 2) and x[0] <= x[1])
@@ -111,7 +125,17 @@ def check(config):
             and all(c in range(config.model.num_classes) for pair in pairs for c in pair))
 
 
-RESUMABLE_CHANGES = ("run", "data.source", "data.data_dir", "train.pretrained")
+RESUMABLE_CHANGES = ("run", "data.source", "data.data_dir", "train.pretrained", "test.batch_size", "test.max_programs",
+                     "test.tta")
+
+
+def inference_settings(config, tta=False):
+    """Keyword arguments of `inference.score_maps`: one scale, the whole image, or what config.test.tta says."""
+    if not tta:
+        return {"average": "logits"}  # the argmax of one map needs no softmax
+    t = config.test.tta
+    return {"mode": t.mode, "crop_size": tuple(t.crop_size), "stride": tuple(t.stride), "scales": tuple(t.scales),
+            "flip": True, "flip_pairs": tuple(config.augment.flip_pairs), "average": t.average}
 
 
 def differences(ours, theirs, prefix=""):

@@ -158,6 +158,15 @@ def backbone_from_torch(state_dict, model):
     return _convert(tensors, names, f"the backbone {model.backbone}")
 
 
+def load_network(path, model):
+    """{"params", "batch_stats"} of a whole ISNet: an official `.pth`, or a checkpoint directory. Raises UserError."""
+    template = variable_shapes(model)
+    if Path(path).is_dir():
+        return checkpoints.load_variables(path, template)
+    variables = from_torch(pth.state_dict(path), model)
+    return jax.tree.map(lambda x, wanted: np.asarray(x, wanted.dtype), variables, template)
+
+
 def load_pretrained(path, model, variables):
     """`variables` {"params", "batch_stats"} with those found at `path` in their place, in the same dtypes.
 

@@ -1,4 +1,5 @@
 """The one exception for mistakes a user can mend."""
+import contextlib
 
 
 class UserError(Exception):
@@ -7,6 +8,25 @@ class UserError(Exception):
     The message is one paragraph: what is wrong, where (file, field, line), what to do. Commands print it
     without a traceback and exit with code 1.
     """
+
+
+@contextlib.contextmanager
+def mended_by_user(what, flag, goes_on):
+    """Makes UserErrors of full disks and full devices inside.
+
+    what: whose work it is, at the start of a sentence; flag: which one says where it writes; goes_on: from where.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what} stopped because a file cannot be read or written: {error}. Make room, or choose "
+                        f"another {flag}; the same command goes on {goes_on}.") from error
+    except RuntimeError as error:  # JAX's is one
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError("The device has too little memory for this config: lower config.train.global_batch_size (or "
+                        "config.test.batch_size), or set config.model.remat=True or config.model.dtype=bfloat16 "
+                        f"({str(error).splitlines()[0][:200]}).") from None
 
 
 def mismatches(found, wanted, optional=()):

@@ -1,69 +1,139 @@
-"""Single-scale evaluation at every image's original size, on the device up to the confusion matrix."""
-from functools import partial
+"""Scores a checkpoint as the official code does, and writes down all that a comparison needs.
+
+usage: python -m isnet_jax.evaluate --config=FILE[:BACKBONE] --checkpoint=DIR_or_FILE.pth [--tta] [--protocol=NAME,...]
+                                    [--output=DIR] [--config.FIELD=VALUE ...]
+
+  --checkpoint  a run's workdir, a directory that isnet_jax.convert wrote, or an official .pth
+  --tta         the official multi-scale test (config.test.tta), mirrored; otherwise the single-scale one
+  --protocol    which conventions to print (all): official, mmseg, cityscapes, ground_truth, absent_zero, absent_one
+  --output      results.json, images.npz and predictions/ (default: evaluation-single or evaluation-tta in the workdir,
+                for a .pth in runs/<config name>)
+
+Killed, the same command goes on; images that are finished are not repeated.
+"""
+import datetime
+import json
+import platform
+import sys
+import time
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import tqdm
-from jax import lax
+from absl import flags
 
-from isnet_jax import sharding
-from isnet_jax.layers import interpolation_matrix, precision
-from isnet_jax.metrics import confusion_matrix, scores
-from isnet_jax.photometry import normalize
+from isnet_jax import (canvases, checkpoints, command, convert, datasets, evaluation, metrics, protocols, sharding)
+from isnet_jax.config import inference_settings
+from isnet_jax.console import say
+from isnet_jax.errors import UserError, mended_by_user
+from isnet_jax.evaluation_record import EvaluationRecord
+from isnet_jax.models import create_model
 
-BLOCK_ROWS = 64  # output rows resized at once
+
+def _define_flags():
+    flags.DEFINE_string("checkpoint", None, "what to evaluate")
+    flags.DEFINE_boolean("tta", False, "scales and mirror")
+    flags.DEFINE_list("protocol", [], "conventions to print")
+    flags.DEFINE_string("output", None, "where results go")
 
 
-def predict_classes(logits, shape, in_size, out_size):
-    """argmax of logits (B, h, w, K) whose valid part `in_size` (B, 2) is resized to `out_size` (B, 2) in (B, *shape).
+def _main(config, values):
+    if not values.checkpoint:
+        raise flags.Error("--checkpoint=DIR_or_FILE.pth is missing")
+    unknown = set(values.protocol) - set(protocols.PROTOCOLS)
+    if unknown:
+        raise flags.Error(f"--protocol={','.join(sorted(unknown))} is none of {', '.join(protocols.PROTOCOLS)}")
+    setting = "tta" if values.tta else "single"
+    checkpoint = Path(values.checkpoint)
+    home = checkpoint if checkpoint.is_dir() else Path("runs") / command.config_name(sys.argv)
+    output = Path(values.output) if values.output else home / f"evaluation-{setting}"
+    results = run(config, checkpoint, setting, output)
+    print_results(results, values.protocol or list(protocols.PROTOCOLS))
+    say(f"\nresults.json, images.npz and predictions/: {output}")
 
-    uint8 (B, *shape); bilinear, align_corners=False; what lies outside `out_size` is unspecified. Logits at full
-    resolution exist for one block of rows at a time.
+
+def run(config, checkpoint, setting, output):
+    """Evaluates, or goes on evaluating, into the directory `output`; returns what results.json holds.
+
+    checkpoint: Path of a run, a converted checkpoint or a .pth; setting: single or tta. Raises UserError for what the
+    user can mend.
     """
-    height, width = shape
-    num_blocks = -(-height // BLOCK_ROWS)
-    padded = num_blocks * BLOCK_ROWS
-    rows = interpolation_matrix(padded, logits.shape[1], out_size[:, 0], in_size[:, 0], logits.dtype)  # (B, H, h)
-    columns = interpolation_matrix(width, logits.shape[2], out_size[:, 1], in_size[:, 1], logits.dtype)
-    rows = rows.reshape(-1, num_blocks, BLOCK_ROWS, logits.shape[1]).swapaxes(0, 1)
+    from isnet_jax import input_pipeline  # needs TensorFlow, which the rest of the package does not
 
-    def block(block_rows):
-        x = jnp.einsum("brh,bhwk->brwk", block_rows, logits, precision=precision(logits.dtype))
-        x = jnp.einsum("bcw,brwk->brck", columns, x, precision=precision(logits.dtype))
-        return x.argmax(-1).astype(jnp.uint8)
+    if not checkpoint.exists():
+        raise UserError(f"--checkpoint={checkpoint} does not exist; give a run's workdir or a .pth file.")
+    settings = inference_settings(config, setting == "tta")
+    builder = datasets.load(config.data.name, config.data.data_dir, config.data.source, config.data.folder)
+    names = list(builder.info.metadata["names"])
+    model = create_model(config.model)
+    if model.num_classes != len(names):
+        raise UserError(f"config.model.num_classes is {model.num_classes}, but the data set {config.data.name} has "
+                        f"{len(names)} classes; set it to {len(names)}.")
+    source = input_pipeline.open_split(builder, config.data.eval_split)
+    mesh = sharding.make_mesh()
+    sharding.check_batch_size(config.test.batch_size, mesh, "config.test.batch_size")
+    with mended_by_user(f"The evaluation in {output}", "--output", "where it stopped"):
+        variables = convert.load_network(checkpoint, model)
+        step, stamp = checkpoint_stamp(checkpoint)
+        facts = json.loads(json.dumps({
+            "dataset": config.data.name, "split": config.data.eval_split, "images": len(source),
+            "setting": {"name": setting, "mode": "whole", "scales": [1.0], "flip": False, "average": "logits", **settings,
+                        "resize": config.test.resize, "keep_ratio": config.test.keep_ratio},
+            "checkpoint": str(checkpoint.resolve()), "step": step, "config": config.to_dict(), "names": names,
+            "palette": [list(map(int, color)) for color in builder.info.metadata["palette"]]}))
+        image_names = [source[i]["name"].decode() for i in range(len(source))]
+        record = EvaluationRecord(output, facts, [stamp, str(builder.data_path), image_names], image_names)
+        if record.results:
+            say(f"{output} holds this evaluation already.")
+            return record.results
+        sizes = input_pipeline.example_sizes(source, config)
+        plan, found = input_pipeline.eval_plan(sizes, config, np.flatnonzero(record.done))
+        padding = canvases.overhead(found, sizes, input_pipeline.LABEL_WEIGHTS)
+        done, todo = record.done.sum(), (~record.done).sum()
+        say(f"{config.model.backbone} ISNet on {config.data.name} {config.data.eval_split}, {setting}: "
+            f"{len(source)} images{f', {done} of them done' if done else ''}; {len(found.sizes)} canvases, {100 * padding:.1f} % padding; "
+            f"{mesh.size} {mesh.devices.flat[0].device_kind} device{'s' if mesh.size > 1 else ''}")
+        start = time.perf_counter()
+        if plan:
+            eval_step = evaluation.make_eval_step(model, mesh, settings, boundary=True)
+            batches = input_pipeline.eval_batches(source, config, plan, jax.process_index(), jax.process_count())
+            variables = jax.device_put(variables, sharding.replicated(mesh))
+            try:
+                evaluation.evaluate(eval_step, variables, batches, plan, mesh, record.add)
+            except BaseException:
+                record.save()
+                raise
+        seconds = time.perf_counter() - start
+        return record.finish({
+            "devices": mesh.devices.flat[0].device_kind, "num_devices": mesh.size, "processes": jax.process_count(),
+            "dtype": config.model.dtype, "versions": {"jax": jax.__version__, "python": platform.python_version()},
+            "seconds": round(seconds, 2), "images_per_second": round(float(todo / seconds), 3),
+            "programs": len(found.sizes), "padding_overhead": round(float(padding), 4),
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")})
 
-    blocks = lax.map(block, rows)  # (blocks, B, BLOCK_ROWS, W)
-    return blocks.swapaxes(0, 1).reshape(-1, padded, width)[:, :height]
+
+def checkpoint_stamp(checkpoint):
+    """The step of a checkpoint, None of a file, and what changes when it does."""
+    if checkpoint.is_file():
+        stat = checkpoint.stat()
+        return None, [str(checkpoint.resolve()), stat.st_size, stat.st_mtime_ns]
+    step = checkpoints.newest_step(checkpoint)
+    return step, [str(checkpoint.resolve()), step]
 
 
-def eval_step(variables, batch, model):
-    """Predictions uint8 (B, Hl, Wl) at the original size, and the batch's confusion matrix int32 (K, K)."""
-    outputs = model.apply(variables, normalize(batch["image"]), train=False, valid_size=batch["image_size"])
-    predictions = predict_classes(outputs["logits"], batch["label"].shape[1:],
-                                  -(-batch["image_size"] // model.output_stride), batch["label_size"])
-    return predictions, confusion_matrix(predictions, batch["label"], model.num_classes)
+def print_results(results, names):
+    """Class by class under the official convention, then all of `names`, then what was published."""
+    confusion = np.array(results["confusion"])
+    official, boundary = protocols.scores(confusion), results["boundary_iou"]
+    say(metrics.format_table(official, results["names"]))
+    say(f"boundary IoU {boundary['miou']:.2f} %\n")
+    say(protocols.format_table(confusion, names))
+    if results["published"]:
+        miou = results["protocols"]["official"]["miou"]
+        say(f"published mIoU {results['published']['miou']:.2f} % ({results['setting']['name']}), here "
+            f"{miou - results['published']['miou']:+.2f}: {results['published']['source']}")
+    say(f"{results['run']['images_per_second']:.2f} images/s")
 
 
-def make_eval_step(model, mesh):
-    """Jitted `eval_step(variables, batch)` over the mesh."""
-    return jax.jit(partial(eval_step, model=model), in_shardings=(sharding.replicated(mesh), sharding.split_batch(mesh)),
-                   out_shardings=(sharding.split_batch(mesh), sharding.replicated(mesh)))
-
-
-def evaluate(step, variables, batches, num_batches, mesh, on_batch=None):
-    """Scores, as `metrics.scores`, over all batches, plus "confusion" int64 (K, K).
-
-    `on_batch(batch, predictions)`, if given, sees the NumPy batch of each and its predictions on the device.
-    """
-    total, pending = 0, None
-    for batch in tqdm.tqdm(batches, "evaluating", num_batches, leave=False, disable=None, unit="batch"):
-        predictions, confusion = step(variables, sharding.to_devices(
-            {name: batch[name] for name in ("image", "label", "image_size", "label_size")}, mesh))
-        if on_batch:
-            on_batch(batch, predictions)
-        if pending is not None:  # fetched a batch late, so that the device never waits
-            total = total + np.asarray(pending, np.int64)
-        pending = confusion
-    total = total + np.asarray(pending, np.int64)
-    return {**scores(total), "confusion": total}
+if __name__ == "__main__":
+    command.run(_main, __doc__, _define_flags, goes_on="where it stopped")

@@ -4,14 +4,17 @@ Epoch e visits the examples in the permutation drawn from (seed, e); an example'
 (seed, e, its index). So there is no iterator state to save, and any number of processes sees the same batches.
 """
 import functools
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from isnet_jax import augment
+from isnet_jax import augment, canvases
 from isnet_jax.datasets.common import ENCODED
 from isnet_jax.errors import UserError
 from isnet_jax.losses import IGNORED
+
+LABEL_WEIGHTS = 1, 0.1  # what a pixel of the network's input costs, and one of the label
 
 tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
 
@@ -75,52 +78,75 @@ def train_batches(source, config, start, stop, process_index=0, process_count=1)
     return dataset.as_numpy_iterator()
 
 
-def eval_canvas(source, config):
-    """Canvas of the network's input and of the labels, ((H, W), (Hl, Wl)), that fits every example of a split.
+class EvalBatch(NamedTuple):
+    """A batch of evaluation, and the canvases it lies on."""
+    shape: tuple  # (H, W) of the images
+    label_shape: tuple  # (Hl, Wl)
+    padded: bool  # whether some image of this canvas is smaller than it
+    indices: np.ndarray  # int64 (batch_size,), of the examples; -1 fills up the last batch of a canvas
 
-    It reads the whole split: ask once.
-    """
+    @property
+    def num_images(self):
+        return int((self.indices >= 0).sum())
+
+
+def example_sizes(source, config):
+    """int (examples, 4): height and width of the network's input and of the label. It reads the whole split."""
     sizes = np.array([(record["height"], record["width"]) for record in (source[i] for i in range(len(source)))])
-    resized = np.array([augment.target_size(h, w, config.test.resize, config.test.keep_ratio)
-                        for h, w in np.unique(sizes, axis=0).tolist()])
-    return tuple(resized.max(0).tolist()), tuple(sizes.max(0).tolist())
+    resized = [augment.target_size(h, w, config.test.resize, config.test.keep_ratio) for h, w in sizes.tolist()]
+    return np.concatenate([resized, sizes], axis=1)
 
 
-def eval_batches(source, config, canvas, process_index=0, process_count=1):
-    """Iterator over this process's part of the evaluation batches; the last one is padded, nothing is dropped.
+def eval_plan(sizes, config, done=()):
+    """Batches in which every example but those `done` occurs once, and Canvases, at most config.test.max_programs.
 
-    canvas: as from `eval_canvas`. Yields dicts of NumPy arrays: image uint8 (b, H, W, 3) and label uint8 (b, Hl, Wl) at
-    the top left of their canvas, image_size and label_size int32 (b, 2), index int64 (b,), -1 for padding (its label
-    is all 255).
+    sizes as from `example_sizes`. Which canvas an example lies on does not depend on what is done. Nothing is dropped.
     """
-    batch_size = config.test.batch_size
-    local = batch_size // process_count
-    (height, width), (label_height, label_width) = canvas
-    padded = -(-len(source) // batch_size) * batch_size
-    order = np.where(np.arange(padded) < len(source), np.arange(padded), -1)
-    order = order.reshape(-1, process_count, local)[:, process_index].reshape(-1)
+    found = canvases.choose(sizes, config.test.max_programs, LABEL_WEIGHTS)
+    todo = np.setdiff1d(np.arange(len(sizes)), done)
+    plan = []
+    for i, canvas in enumerate(found.sizes.tolist()):
+        padded = bool((sizes[found.which == i, :2] != canvas[:2]).any())
+        indices = todo[found.which[todo] == i]
+        count = -(-len(indices) // config.test.batch_size)
+        filled = np.full(count * config.test.batch_size, -1)
+        filled[:len(indices)] = indices
+        plan += [EvalBatch(tuple(canvas[:2]), tuple(canvas[2:]), padded, batch) for batch in
+                 filled.reshape(count, config.test.batch_size)]
+    return plan, found
+
+
+def eval_batches(source, config, plan, process_index=0, process_count=1):
+    """Iterator over this process's part of the batches of a plan, as dicts of NumPy arrays.
+
+    image uint8 (b, H, W, 3) and label uint8 (b, Hl, Wl) at the top left of their canvas, image_size and label_size
+    int32 (b, 2), index int64 (b,), -1 for what fills a batch up (its label is all 255).
+    """
+    local = config.test.batch_size // process_count
+    rows = [(index, entry.indices[0], *entry.shape, *entry.label_shape) for entry in plan
+            for index in entry.indices[process_index * local:(process_index + 1) * local]]
 
     def read(index):
-        record = source[max(int(index), 0)]
+        record = source[int(index)]
         return record["image"], record["label"]
 
     def resize(image):
         return augment.resize(image, augment.target_size(*image.shape[:2], config.test.resize, config.test.keep_ratio))
 
-    def prepare(index):
-        image, label = tf.numpy_function(read, [index], (tf.string, tf.string), stateful=False)
+    def prepare(row):
+        index, shape = row[0], tf.cast(row[2:], tf.int32)
+        which = tf.where(index < 0, row[1], index)  # what fills a batch up must fit its canvas
+        image, label = tf.numpy_function(read, [which], (tf.string, tf.string), stateful=False)
         image, label = augment.decode_image(image), augment.decode_label(label)
         label_size = tf.shape(label)
         if config.test.resize:
             image = tf.ensure_shape(tf.numpy_function(resize, [image], tf.uint8, stateful=False), (None, None, 3))
         size = tf.shape(image)[:2]
         label = tf.where(index < 0, tf.constant(IGNORED, tf.uint8), label)
-        image = tf.pad(image, [[0, height - size[0]], [0, width - size[1]], [0, 0]])
-        label = tf.pad(label, [[0, label_height - label_size[0]], [0, label_width - label_size[1]]],
-                       constant_values=IGNORED)
-        return {"image": tf.ensure_shape(image, (height, width, 3)),
-                "label": tf.ensure_shape(label, (label_height, label_width)),
-                "image_size": size, "label_size": label_size, "index": index}
+        image = tf.pad(image, [[0, shape[0] - size[0]], [0, shape[1] - size[1]], [0, 0]])
+        label = tf.pad(label, [[0, shape[2] - label_size[0]], [0, shape[3] - label_size[1]]], constant_values=IGNORED)
+        return {"image": image, "label": label, "image_size": size, "label_size": label_size, "index": index}
 
-    dataset = tf.data.Dataset.from_tensor_slices(order).map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = tf.data.Dataset.from_tensor_slices(np.int64(rows).reshape(-1, 6)).map(
+        prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return dataset.batch(local).prefetch(2).as_numpy_iterator()

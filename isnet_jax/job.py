@@ -5,9 +5,10 @@ import json
 import jax
 import numpy as np
 
-from isnet_jax import checkpoints, convert, datasets, evaluate, metrics, pictures, sharding, train
+from isnet_jax import checkpoints, convert, datasets, evaluation, metrics, pictures, sharding, train
+from isnet_jax.config import inference_settings
 from isnet_jax.console import say
-from isnet_jax.errors import UserError
+from isnet_jax.errors import UserError, mended_by_user
 from isnet_jax.models import create_model
 
 
@@ -17,17 +18,8 @@ def run(config, workdir):
     Returns {"weights", "ema" if there is a moving average} of `metrics.scores`, of the last step. Raises UserError
     for anything the user can mend.
     """
-    try:
+    with mended_by_user(f"The run in {workdir}", "--workdir", "from the last checkpoint"):
         return _run(config, workdir)
-    except OSError as error:
-        raise UserError(f"The run in {workdir} stopped because a file cannot be read or written: {error}. Make room, "
-                        "or choose another --workdir; the same command goes on from the last checkpoint.") from error
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UserError("The device has too little memory for this config: lower config.train.global_batch_size (or "
-                        "config.test.batch_size), or set config.model.remat=True or config.model.dtype=bfloat16 "
-                        f"({str(error).splitlines()[0][:200]}).") from None
 
 
 def _run(config, workdir):
@@ -41,7 +33,7 @@ def _run(config, workdir):
                         f"has {len(names)} classes; set it to {len(names)}.")
     train_source = input_pipeline.open_split(builder, config.data.train_split)
     eval_source = input_pipeline.open_split(builder, config.data.eval_split)
-    canvas = input_pipeline.eval_canvas(eval_source, config)
+    plan, _ = input_pipeline.eval_plan(input_pipeline.example_sizes(eval_source, config), config)
     per_epoch = input_pipeline.steps_per_epoch(len(train_source), config)
     total_steps = per_epoch * config.train.epochs
     eval_every = per_epoch * config.run.eval_every_epochs
@@ -63,18 +55,19 @@ def _run(config, workdir):
             f"{sum(x.size for x in jax.tree.leaves(state.params)) / 1e6:.1f} M parameters, {config.model.dtype}, "
             f"{mesh.size} {mesh.devices.flat[0].device_kind} device{'s' if mesh.size > 1 else ''}")
         say(f"{config.data.name}: {len(train_source)} training and {len(eval_source)} evaluation images, "
-            f"{total_steps} steps of {config.train.global_batch_size}" + (f", going on from step {step}" if step else ""))
-        train_step, eval_step = train.make_train_step(model, optimizer, config, mesh), evaluate.make_eval_step(model, mesh)
+            f"{total_steps} steps of {config.train.global_batch_size}"
+            + (f", going on from step {step}" if step else ""))
+        train_step = train.make_train_step(model, optimizer, config, mesh)
+        eval_step = evaluation.make_eval_step(model, mesh, inference_settings(config))
         batches = input_pipeline.train_batches(train_source, config, step, total_steps, *process)
 
         def evaluate_now(on_batch=None):
             variables = {"weights": state.variables} | ({"ema": state.ema} if state.ema else {})
             results = {}
             for kind in variables:
-                eval_batches = input_pipeline.eval_batches(eval_source, config, canvas, *process)
-                results[kind] = evaluate.evaluate(
-                    eval_step, variables[kind], eval_batches, -(-len(eval_source) // config.test.batch_size), mesh,
-                    on_batch if kind == "weights" else None)
+                eval_batches = input_pipeline.eval_batches(eval_source, config, plan, *process)
+                results[kind] = evaluation.evaluate(eval_step, variables[kind], eval_batches, plan, mesh,
+                                                    on_batch if kind == "weights" else None)
                 say(f"step {step}  {kind} on {config.data.eval_split}: mIoU {100 * results[kind]['miou']:.2f} %, "
                     f"pixel accuracy {100 * results[kind]['pixel_accuracy']:.2f} %")
                 log.write(step, {f"{kind}/{name}": results[kind][name]
@@ -123,7 +116,7 @@ def initial_state(config, model, optimizer, mesh, saved):
 def _report(workdir, results, names, palette, step, rows):
     """The last scores as a table, results.json and a picture."""
     for kind, result in results.items():
-        say(f"\n{kind}\n{metrics.format_table(result, names)}" if len(results) > 1 else metrics.format_table(result, names))
+        say((f"\n{kind}\n" if len(results) > 1 else "") + metrics.format_table(result, names))
     baseline = metrics.commonest_class_scores(next(iter(results.values()))["confusion"])
     say(f"for comparison, the commonest class everywhere: mIoU {100 * baseline['miou']:.2f} %, pixel accuracy "
         f"{100 * baseline['pixel_accuracy']:.2f} %")

@@ -9,8 +9,8 @@ from isnet_jax.losses import IGNORED
 BLOCK_ROWS = 64  # image rows counted at once: one-hot vectors exist for so many
 
 
-def confusion_matrix(predictions, labels, num_classes):
-    """(K, K) int32 counts, rows truth, columns prediction, of integers (B, H, W); 255 in labels is ignored."""
+def confusion_matrices(predictions, labels, num_classes):
+    """(B, K, K) int32 counts, rows truth, columns prediction, of integers (B, H, W); 255 in labels is ignored."""
     blocks = -(-labels.shape[1] // BLOCK_ROWS)
     padding = ((0, 0), (0, blocks * BLOCK_ROWS - labels.shape[1]), (0, 0))
 
@@ -20,28 +20,59 @@ def confusion_matrix(predictions, labels, num_classes):
 
     def count(total, block):
         one_hot = (jax.nn.one_hot(x, num_classes, dtype=jnp.float32) for x in block)  # all zeros where ignored
-        counts = jnp.einsum("bnt,bnp->btp", *one_hot)  # integers below 2^24 for each image: exact in float32
-        return total + counts.astype(jnp.int32).sum(0, dtype=jnp.int32), None
+        counts = jnp.einsum("bnt,bnp->btp", *one_hot)  # integers below 2^24 for each block: exact in float32
+        return total + counts.astype(jnp.int32), None
 
-    start = jnp.zeros((num_classes, num_classes), jnp.int32)
+    start = jnp.zeros((labels.shape[0], num_classes, num_classes), jnp.int32)
     return lax.scan(count, start, (split(labels, IGNORED), split(predictions, 0)))[0]
 
 
-def scores(confusion):
-    """Scores, in [0, 1], from an integer confusion matrix (K, K), rows truth.
+def pixel_counts(classes, num_classes):
+    """(B, K) int32: how many pixels of classes (B, H, W) are of each; others, such as 255, count nowhere."""
+    def count(row_classes):  # (B, W), one-hot vectors of a row at a time
+        return jax.nn.one_hot(row_classes, num_classes, dtype=jnp.int32).sum(1, dtype=jnp.int32)
 
-    `iou` (K,) = tp / (pred + gt - tp), NaN for classes that occur neither in prediction nor in truth; `miou` is
-    its mean over the others; `accuracy` (K,), NaN without truth, and its mean; `pixel_accuracy`. Pixels labelled
-    255 were never counted.
-    """
+    start = jnp.zeros((classes.shape[0], num_classes), jnp.int32)
+    return lax.scan(lambda total, row: (total + count(row), None), start, classes.swapaxes(0, 1))[0]
+
+
+def class_counts(confusion):
+    """(3, K) int64 pixel counts, of each class hits, predicted and truth, of a confusion matrix (K, K), rows truth."""
     confusion = np.asarray(confusion, np.int64)
-    hits, truth, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        iou = hits / (truth + predicted - hits)
-        accuracy = hits / truth
-        pixel_accuracy = hits.sum() / truth.sum()
-    return {"miou": _mean(iou), "pixel_accuracy": float(pixel_accuracy), "mean_accuracy": _mean(accuracy),
-            "iou": iou, "accuracy": accuracy, "share": truth / max(truth.sum(), 1)}
+    return np.stack([np.diag(confusion), confusion.sum(0), confusion.sum(1)])
+
+
+def iou(counts):
+    """Intersection over union (..., K), float64, NaN where the union is empty.
+
+    counts (..., 3, K): hits, predicted and truth, of whole classes or of their boundary bands.
+    """
+    hits, predicted, truth = np.moveaxis(np.asarray(counts), -2, 0)
+    return _ratio(hits, truth + predicted - hits)
+
+
+def mean(values):
+    """Mean over the last axis of what is not NaN; NaN where all is."""
+    kept = ~np.isnan(values)
+    return _ratio(np.where(kept, values, 0).sum(-1), kept.sum(-1))
+
+
+def scores(confusion, absent=np.nan, predicted_only=0.0):
+    """Scores, in [0, 1], from an integer confusion matrix (K, K), rows truth, in which no pixel labelled 255 is.
+
+    `iou` (K,) = tp / (pred + gt - tp), `accuracy` (K,) = tp / gt, their means `miou` and `mean_accuracy` over what is
+    not NaN; `pixel_accuracy`; `frequency_weighted_iou`, weighted by `share` (K,), the classes' share of the truth.
+    `absent` is the IoU of a class that occurs neither in prediction nor in truth, and the accuracy of one without
+    truth; `predicted_only` is the IoU of a class that occurs in predictions alone. The defaults are the official
+    convention; protocols.py names the others.
+    """
+    counts = hits, predicted, truth = class_counts(confusion)
+    per_class = np.select([truth > 0, predicted > 0], [iou(counts), predicted_only], absent)
+    accuracy = np.where(truth > 0, _ratio(hits, truth), absent)
+    weighted = np.where(truth > 0, per_class * truth, 0).sum()
+    return {"miou": float(mean(per_class)), "pixel_accuracy": float(_ratio(hits.sum(), truth.sum())),
+            "mean_accuracy": float(mean(accuracy)), "frequency_weighted_iou": float(_ratio(weighted, truth.sum())),
+            "iou": per_class, "accuracy": accuracy, "share": truth / max(truth.sum(), 1)}
 
 
 def commonest_class_scores(confusion):
@@ -52,9 +83,9 @@ def commonest_class_scores(confusion):
     return scores(constant)
 
 
-def _mean(values):
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if values.size else float("nan")
+def _ratio(a, b):
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.divide(a, b)
 
 
 def format_table(result, names):

@@ -14,7 +14,7 @@ def colorize(classes, palette):
     return table[classes]
 
 
-def comparison(rows, palette, names):
+def comparison(rows, palette, names, titles=("image", "truth", "prediction")):
     """Sheet of rows (image (H, W, 3) uint8, truth (H, W), prediction (H, W)) with a legend -> PIL image."""
     height = max(image.shape[0] for image, _, _ in rows)
     width = max(image.shape[1] for image, _, _ in rows)
@@ -23,7 +23,7 @@ def comparison(rows, palette, names):
     sheet = Image.new("RGB", (3 * (width + MARGIN) + MARGIN,
                               HEADER + len(rows) * (height + MARGIN) + lines * HEADER + MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
-    for column, title in enumerate(("image", "truth", "prediction")):
+    for column, title in enumerate(titles):
         draw.text((MARGIN + column * (width + MARGIN), 3), title, fill="black")
     for row, (image, truth, prediction) in enumerate(rows):
         shown = np.where(truth == IGNORED, IGNORED, prediction)  # what is ignored is not judged
@@ -44,8 +44,9 @@ class ComparisonSheet:
         self.rows = []
         self._wanted = set(np.linspace(0, num_examples - 1, min(num_pictures, num_examples)).astype(int).tolist())
 
-    def add(self, batch, predictions):
-        """batch: NumPy arrays as from `input_pipeline.eval_batches`; predictions (B, Hl, Wl) on the device."""
+    def add(self, entry, batch, result):
+        """`on_batch` of `evaluation.evaluate`."""
+        predictions = result["predictions"]
         wanted = [i for i, index in enumerate(batch["index"].tolist()) if index in self._wanted]
         if not wanted or not predictions.is_fully_addressable:  # of several hosts, none has a whole batch
             return

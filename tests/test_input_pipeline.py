@@ -95,17 +95,25 @@ def test_image_and_label_stay_aligned_through_the_geometry():
     assert total > 10_000 and agreed > 0.99 * total
 
 
-def test_evaluation_drops_nothing_and_pads_the_last_batch():
-    canvas = input_pipeline.eval_canvas(SOURCE, small_config())
-    batches = list(input_pipeline.eval_batches(SOURCE, small_config(), canvas))
-    assert [batch["image"].shape for batch in batches] == [(4, 64, 56, 3)] * 3
-    index = np.concatenate([batch["index"] for batch in batches])
-    assert index.tolist() == [*range(11), -1]
-    assert (batches[-1]["label"][3] == 255).all()
-    for batch in batches[:2]:
-        for i, (h, w), image, label in zip(batch["index"], batch["label_size"], batch["image"], batch["label"]):
-            assert image[0, 0, 2] == i and (label[:h, :w] == image[:h, :w, 0] // 32).all()
-            assert (label[h:] == 255).all() and (label[:, w:] == 255).all()
-    halves = [list(input_pipeline.eval_batches(SOURCE, small_config(), canvas, p, 2)) for p in (0, 1)]
-    joined = [np.concatenate([a["index"], b["index"]]) for a, b in zip(*halves, strict=True)]
-    assert np.concatenate(joined).tolist() == index.tolist()
+def test_evaluation_drops_nothing_and_fills_up_the_last_batch_of_each_canvas():
+    sizes = input_pipeline.example_sizes(SOURCE, small_config())
+    for programs, done in ((1, ()), (2, ()), (3, ()), (2, (0, 3, 10))):
+        c = small_config(**{"test.max_programs": programs})
+        plan, found = input_pipeline.eval_plan(sizes, c, done)
+        assert len(found.sizes) == programs and len({entry.shape for entry in plan}) == programs
+        batches = list(input_pipeline.eval_batches(SOURCE, c, plan))
+        index = np.concatenate([batch["index"] for batch in batches])
+        assert sorted(index[index >= 0]) == sorted(set(range(11)) - set(done))
+        for entry, batch in zip(plan, batches, strict=True):
+            assert batch["image"].shape == (4, *entry.shape, 3) and batch["label"].shape == (4, *entry.label_shape)
+            held = sizes[(found.sizes[found.which] == [*entry.shape, *entry.label_shape]).all(1), :2]
+            assert entry.padded == (held != entry.shape).any()
+            for i, (h, w), image, label in zip(batch["index"], batch["label_size"], batch["image"], batch["label"]):
+                if i < 0:
+                    assert (label == 255).all()
+                else:
+                    assert image[0, 0, 2] == i and (label[:h, :w] == image[:h, :w, 0] // 32).all()
+                    assert (label[h:] == 255).all() and (label[:, w:] == 255).all()
+        halves = [list(input_pipeline.eval_batches(SOURCE, c, plan, p, 2)) for p in (0, 1)]
+        joined = [np.concatenate([a["index"], b["index"]]) for a, b in zip(*halves, strict=True)]
+        assert np.concatenate(joined).tolist() == index.tolist()

@@ -1,0 +1,155 @@
+"""What an evaluation leaves in its directory, written so that a killed one goes on. results.py reads it again."""
+import concurrent.futures
+import json
+import time
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image
+
+from isnet_jax import protocols, published
+from isnet_jax.checkpoints import write_whole
+from isnet_jax.errors import UserError
+
+SAVE_SECONDS = 20  # no more work than this is lost in a kill, and the batches that wait
+IRRELEVANT = "run", "train", "augment", "data"  # parts of the config that leave the result of an evaluation alone
+
+
+class EvaluationRecord:
+    """Collects counts and predictions of N images and K classes.
+
+    counts, boundary: int32 (N, 3, K), of each image hits, predicted and true pixels; confusion: int64 (K, K), rows
+    truth; done: bool (N,). `results` is what results.json holds if the evaluation is finished already, else None.
+    """
+
+    def __init__(self, directory, facts, stamp, image_names):
+        """Opens or starts a directory.
+
+        facts: what results.json says before there are scores; stamp: JSON-like, what changes when the checkpoint or
+        the data do; image_names: N strings. Raises UserError if the directory holds another evaluation.
+        """
+        self.directory, self._facts = Path(directory), facts
+        config = {part: fields for part, fields in facts["config"].items() if part not in IRRELEVANT}
+        config["test"] = {name: value for name, value in config["test"].items() if name not in
+                          ("batch_size", "max_programs", "tta")}
+        self._identity = json.dumps([stamp, facts["dataset"], facts["split"], facts["setting"], facts["names"], config],
+                                    sort_keys=True)
+        repeated = Counter(image_names)
+        self.names = np.array(image_names)
+        self.files = np.array([name if repeated[name] == 1 else f"{name}-{i}" for i, name in enumerate(image_names)])
+        n, k = len(image_names), len(facts["names"])
+        self.done, self.counts = np.zeros(n, bool), np.zeros((n, 3, k), np.int32)
+        self.boundary, self.confusion = np.zeros((n, 3, k), np.int32), np.zeros((k, k), np.int64)
+        self.results = None
+        self._palette = np.array(facts["palette"], np.uint8)
+        self._writing, self._pool = [], concurrent.futures.ThreadPoolExecutor(2)
+        self._saved = time.monotonic()
+        self._progress = self.directory / "progress.npz"
+        self._resume()
+        (self.directory / "predictions").mkdir(parents=True, exist_ok=True)
+
+    def _resume(self):
+        finished = self.directory / "results.json"
+        if finished.exists():
+            try:
+                results = json.loads(finished.read_text())
+                identity = results["identity"]
+            except (ValueError, KeyError, TypeError):
+                identity = None
+            self._require_same(identity, finished)
+            self.results = results
+        elif self._progress.exists():
+            try:
+                with np.load(self._progress, allow_pickle=False) as file:
+                    stored = dict(file)
+                identity = str(stored.pop("identity"))
+            except Exception:  # damaged in some way; nothing is lost but time
+                return
+            self._require_same(identity, self._progress)
+            for name, array in stored.items():
+                getattr(self, name)[...] = array
+
+    def _require_same(self, identity, path):
+        if identity != self._identity:
+            raise UserError(f"{path} is of another evaluation (another checkpoint, data set or test setting): choose "
+                            f"another --output, or delete {self.directory}.")
+
+    def add(self, entry, batch, result):
+        """`on_batch` of `evaluation.evaluate`: takes the counts, and writes the predictions in the background."""
+        real = entry.indices >= 0
+        which = entry.indices[real]
+        self.counts[which] = np.asarray(result["counts"])[real]
+        self.boundary[which] = np.asarray(result["boundary"])[real]
+        self.confusion += np.asarray(result["confusion"], np.int64)
+        predictions = np.concatenate([np.asarray(shard.data) for shard in sorted(
+            result["predictions"].addressable_shards, key=lambda shard: shard.index[0].start or 0)])
+        for index, prediction, (height, width) in zip(batch["index"], predictions, batch["label_size"]):
+            if index >= 0:
+                self._writing.append(self._pool.submit(self._write, index, prediction[:height, :width]))
+        self.done[which] = True
+        if time.monotonic() > self._saved + SAVE_SECONDS:
+            self.save()
+
+    def _write(self, index, classes):
+        path = self.directory / "predictions" / f"{self.files[index]}.png"
+        image = Image.fromarray(classes)
+        image.putpalette(self._palette.tobytes())
+        partial = path.with_name(f"{path.name}.partial")
+        image.save(partial, "PNG", compress_level=1)
+        partial.replace(path)
+
+    def _wait(self):
+        for writing in self._writing:
+            writing.result()
+        self._writing = []
+
+    def save(self):
+        """Writes down how far the evaluation has come; what it says is done has its prediction on disk."""
+        self._wait()
+        if jax.process_index() == 0:
+            _write_arrays(self._progress, identity=np.array(self._identity), done=self.done, counts=self.counts,
+                          boundary=self.boundary, confusion=self.confusion)
+        self._saved = time.monotonic()
+
+    def finish(self, run):
+        """Writes images.npz and results.json; `run`: facts of the run. Returns what results.json holds."""
+        self._wait()
+        facts, config = self._facts, self._facts["config"]
+        boundary = self.boundary.sum(0, dtype=np.int64)
+        found = published.find(facts["dataset"], config["model"]["backbone"], facts["setting"]["name"])
+        if found and found.split != facts["split"]:
+            found = None
+        results = {**facts, "identity": self._identity, "confusion": self.confusion.tolist(),
+                   "boundary": boundary.tolist(),
+                   "protocols": {name: in_percent(scores, facts["names"])
+                                 for name, scores in protocols.all_scores(self.confusion).items()},
+                   "boundary_iou": in_percent(protocols.boundary_scores(boundary), facts["names"]),
+                   "published": found and {"miou": found.miou, "source": found.source}, "run": run}
+        if jax.process_index() == 0:
+            _write_arrays(self.directory / "images.npz", name=self.names, file=self.files,
+                          index=np.arange(len(self.names)), counts=self.counts, boundary=self.boundary)
+            write_whole(self.directory / "results.json", json.dumps(results, indent=1) + "\n")
+            self._progress.unlink(missing_ok=True)
+        return results
+
+
+def in_percent(scores, names):
+    """Scores for JSON: percentages, null where undefined; arrays (K,) by class name."""
+    def percent(x):
+        return round(100 * float(x), 4) if np.isfinite(x) else None
+
+    return {key: {name: percent(x) for name, x in zip(names, value)} if np.ndim(value) else percent(value)
+            for key, value in scores.items()}
+
+
+def _write_arrays(path, **arrays):
+    """An .npz file (np.savez takes no array named `file`), whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    with zipfile.ZipFile(partial, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
+    partial.replace(path)
