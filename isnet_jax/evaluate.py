@@ -89,9 +89,10 @@ def run(config, checkpoint, setting, output):
         sizes = input_pipeline.example_sizes(source, config)
         plan, found = input_pipeline.eval_plan(sizes, config, np.flatnonzero(record.done))
         padding = canvases.overhead(found, sizes, input_pipeline.LABEL_WEIGHTS)
-        done, todo = record.done.sum(), (~record.done).sum()
+        done, todo, programs = record.done.sum(), (~record.done).sum(), 0
+        canvas_count = f"{len(found.sizes)} canvas{'es' if len(found.sizes) > 1 else ''}"
         say(f"{config.model.backbone} ISNet on {config.data.name} {config.data.eval_split}, {setting}: "
-            f"{len(source)} images{f', {done} of them done' if done else ''}; {len(found.sizes)} canvases, {100 * padding:.1f} % padding; "
+            f"{len(source)} images{f', {done} of them done' if done else ''}; {canvas_count}, {100 * padding:.1f} % padding; "
             f"{mesh.size} {mesh.devices.flat[0].device_kind} device{'s' if mesh.size > 1 else ''}")
         start = time.perf_counter()
         if plan:
@@ -103,12 +104,13 @@ def run(config, checkpoint, setting, output):
             except BaseException:
                 record.save()
                 raise
+            programs = eval_step._cache_size()
         seconds = time.perf_counter() - start
         return record.finish({
             "devices": mesh.devices.flat[0].device_kind, "num_devices": mesh.size, "processes": jax.process_count(),
             "dtype": config.model.dtype, "versions": {"jax": jax.__version__, "python": platform.python_version()},
             "seconds": round(seconds, 2), "images_per_second": round(float(todo / seconds), 3),
-            "programs": len(found.sizes), "padding_overhead": round(float(padding), 4),
+            "programs": programs, "padding_overhead": round(float(padding), 4),
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")})
 
 

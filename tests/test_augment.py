@@ -260,3 +260,27 @@ def test_normalisation_leaves_zeros_outside_the_window():
     x = np.asarray(photometry.normalize(images, np.array([[0, 0, 1, 1], [0, 0, 0, 0]])))
     assert (x[1] == 0).all()
     np.testing.assert_allclose(x[0, 0, 0], recipe["normalize"](images[0])[0, 0], rtol=1e-5)
+
+
+def test_evaluation_resizes_as_the_official_code():
+    """Decoded by libjpeg with the accurate transform and resized by OpenCV to (2048, 512): within one grey level."""
+    from isnet_jax import config, input_pipeline
+    found = pairs("ade20k")
+    records = [{"image": image, "label": png(label), "height": label.shape[0], "width": label.shape[1]}
+               for image, label in found]
+    c = config.default()
+    c.test.batch_size = 1
+    plan, _ = input_pipeline.eval_plan(input_pipeline.example_sizes(records, c), c)
+    seen = 0
+    for batch in input_pipeline.eval_batches(records, c, plan):
+        image, label = found[int(batch["index"][0])]
+        official = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB)
+        factor = min(2048 / max(label.shape), 512 / min(label.shape))
+        size = int(label.shape[1] * factor + 0.5), int(label.shape[0] * factor + 0.5)
+        official = cv2.resize(official, size, interpolation=cv2.INTER_LINEAR)
+        height, width = batch["image_size"][0]
+        assert (width, height) == size
+        assert np.abs(batch["image"][0, :height, :width].astype(int) - official).max() <= 1
+        np.testing.assert_array_equal(batch["label"][0, :label.shape[0], :label.shape[1]], label)
+        seen += 1
+    assert seen == len(found)

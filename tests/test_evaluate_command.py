@@ -92,6 +92,7 @@ def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(place):
         assert whole.record[key] == killed.record[key]
     for name in "counts", "boundary", "files":
         np.testing.assert_array_equal(getattr(whole, name), getattr(killed, name))
+    assert whole.record["run"]["programs"] == 2  # as many as were really compiled, for three sizes
     np.testing.assert_array_equal(whole.counts.sum(0, dtype=np.int64)[2], np.array(whole.record["confusion"]).sum(1))
     for i in range(12):
         np.testing.assert_array_equal(whole.prediction(i), killed.prediction(i))
