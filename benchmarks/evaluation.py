@@ -67,7 +67,7 @@ def _main(config, values):
     config.test.resize = ()
     model, mesh, settings = create_model(config.model), sharding.make_mesh(), inference_settings(config)
     variables = jax.device_put(random_variables(model), sharding.replicated(mesh))
-    sizes = input_pipeline.example_sizes(source, config)
+    sizes = input_pipeline.eval_sizes([(record["height"], record["width"]) for record in source], config)
     plan, found = input_pipeline.eval_plan(sizes, config)
     lines = []
 

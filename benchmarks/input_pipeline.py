@@ -1,6 +1,7 @@
 """Speed of the training input, next to a NumPy/OpenCV statement of the official recipe on the same images.
 
-usage: python -m benchmarks.input_pipeline --config=configs/ade20k.py [--seconds=N] [--config.data.source=DIR ...]
+usage: python -m benchmarks.input_pipeline --config=configs/ade20k.py [--seconds=N] [--write]
+                                           [--config.data.source=DIR ...]
 
   --config   a recipe whose data is prepared, or with config.data.source what to prepare it from
   --seconds  how long to measure (60)
@@ -77,7 +78,7 @@ def pipeline_stages(source, config, images):
         watch.lap("decode the label")
         _, _, plan = augment.augment_label(label, augment.generator((0, 0, i)), config)
         watch.lap("resize the label, choose the crop, ...")
-        part = augment.decode_part(record["image"], tf.constant(plan[8:12])).numpy()
+        part = augment.decode_part(record["image"], tf.constant(plan[-4:])).numpy()
         watch.lap("decode the image's part")
         augment.augment_image(part, plan, config)
         watch.lap("resize the image, crop, ...")

@@ -26,12 +26,12 @@ class Plan(NamedTuple):
     left: int
     crop_height: int
     crop_width: int
-    part_top: int  # what the crop needs of the original
+    mirror: int
+    degrees: int  # counter-clockwise
+    part_top: int  # what the crop needs of the original; the last four
     part_left: int
     part_height: int
     part_width: int
-    mirror: int
-    degrees: int  # counter-clockwise
 
 
 def decode_image(data):
@@ -131,8 +131,8 @@ def augment_label(label, rng, config):
     part_top, part_height = needed(top, crop_height, size[0], height)
     part_left, part_width = needed(left, crop_width, size[1], width)
     label, window = pad(label, config.crop_size, IGNORED)
-    return label, window, Plan(height, width, *size, top, left, crop_height, crop_width, part_top, part_left,
-                               part_height, part_width, int(mirror), degrees)
+    return label, window, Plan(height, width, *size, top, left, crop_height, crop_width, int(mirror), degrees,
+                               part_top, part_left, part_height, part_width)
 
 
 def augment_image(part, plan, config):
@@ -176,7 +176,7 @@ def augment(image, label, key, config):
 
     label, window, plan = tf.numpy_function(of_label, [decode_label(label), key], (tf.uint8, tf.int32, tf.int32),
                                             stateful=False)
-    part = decode_part(image, tf.ensure_shape(plan, (len(Plan._fields),))[8:12])
+    part = decode_part(image, tf.ensure_shape(plan, (len(Plan._fields),))[-4:])
     image = tf.numpy_function(of_image, [part, plan], tf.uint8, stateful=False)
     return {"image": tf.ensure_shape(image, (*config.crop_size, 3)),
             "label": tf.ensure_shape(label, tuple(config.crop_size)), "window": tf.ensure_shape(window, (4,))}
@@ -185,4 +185,5 @@ def augment(image, label, key, config):
 def generator(key):
     """Counter-based NumPy generator of an example's key (seed, epoch, index)."""
     seed, epoch, index = (int(n) for n in key)
-    return np.random.Generator(np.random.Philox(key=[seed, 1], counter=[0, 0, epoch, index]))
+    key, counter = np.array([seed, 1], np.uint64), np.array([0, 0, epoch, index], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))

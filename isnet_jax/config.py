@@ -101,14 +101,15 @@ def check(config):
 
     require("train.global_batch_size train.epochs test.batch_size test.max_programs run.log_every_steps "
             "run.eval_every_epochs run.checkpoint_every_steps run.keep_checkpoints", "positive", lambda n: n > 0)
-    require("seed run.num_pictures", "0 or more", lambda n: n >= 0)
+    require("run.num_pictures", "0 or more", lambda n: n >= 0)
+    require("seed", "from 0 to 2**32 - 1", lambda n: 0 <= n < 2**32)  # JAX's keys know no larger ones
     require("train.base_lr train.min_lr train.weight_decay train.power", "a finite number, 0 or more",
             lambda x: 0 <= x < float("inf"))
     require("train.min_lr", "at most config.train.base_lr", lambda x: x <= config.train.base_lr)
     require("train.momentum train.ema_decay", "at least 0 and below 1", lambda x: 0 <= x < 1)
     require("augment.rotate_probability", "from 0 to 1", lambda x: 0 <= x <= 1)
     require("augment.max_class_share", "above 0 and at most 1", lambda x: 0 < x <= 1)
-    require("augment.rotate_degrees", "from 0 to 180", lambda x: 0 <= x <= 180)
+    require("augment.rotate_degrees", "from 1 to 180", lambda x: 1 <= x <= 180)
     require("augment.resize test.resize", "(long, short) in pixels, or ()",
             lambda x: len(x) == 0 or numbers(x, 2, int) and x[0] >= x[1])
     require("test.tta.mode", "whole or slide", lambda mode: mode in ("whole", "slide"))

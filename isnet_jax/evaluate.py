@@ -81,12 +81,12 @@ def run(config, checkpoint, setting, output):
                         "resize": config.test.resize, "keep_ratio": config.test.keep_ratio},
             "checkpoint": str(checkpoint.resolve()), "step": step, "config": config.to_dict(), "names": names,
             "palette": [list(map(int, color)) for color in builder.info.metadata["palette"]]}))
-        image_names = [source[i]["name"].decode() for i in range(len(source))]
+        image_names, *sides = zip(*builder.info.metadata["examples"][config.data.eval_split])
         record = EvaluationRecord(output, facts, [stamp, str(builder.data_path), image_names], image_names)
         if record.results:
             say(f"{output} holds this evaluation already.")
             return record.results
-        sizes = input_pipeline.example_sizes(source, config)
+        sizes = input_pipeline.eval_sizes(np.stack(sides, axis=1).tolist(), config)
         plan, found = input_pipeline.eval_plan(sizes, config, np.flatnonzero(record.done))
         padding = canvases.overhead(found, sizes, input_pipeline.LABEL_WEIGHTS)
         done, todo, programs = record.done.sum(), (~record.done).sum(), 0
@@ -97,13 +97,13 @@ def run(config, checkpoint, setting, output):
         start = time.perf_counter()
         if plan:
             eval_step = evaluation.make_eval_step(model, mesh, settings, boundary=True)
-            batches = input_pipeline.eval_batches(source, config, plan, jax.process_index(), jax.process_count())
             variables = jax.device_put(variables, sharding.replicated(mesh))
-            try:
-                evaluation.evaluate(eval_step, variables, batches, plan, mesh, record.add)
-            except BaseException:
-                record.save()
-                raise
+            with input_pipeline.eval_batches(source, config, plan, jax.process_index(), jax.process_count()) as batches:
+                try:
+                    evaluation.evaluate(eval_step, variables, batches, plan, mesh, record.add)
+                except BaseException:
+                    record.save()
+                    raise
             programs = eval_step._cache_size()
         seconds = time.perf_counter() - start
         return record.finish({

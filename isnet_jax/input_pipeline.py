@@ -3,7 +3,9 @@
 Epoch e visits the examples in the permutation drawn from (seed, e); an example's augmentation draws from
 (seed, e, its index). So there is no iterator state to save, and any number of processes sees the same batches.
 """
+import atexit
 import functools
+import weakref
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +19,53 @@ from isnet_jax.losses import IGNORED
 LABEL_WEIGHTS = 1, 0.1  # what a pixel of the network's input costs, and one of the label
 
 tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
+
+
+class Batches:
+    """Iterator over the batches of a tf.data.Dataset as dicts of NumPy arrays; `close` it, or leave it to `with`.
+
+    Raises UserError for a record that cannot be decoded. Left open it is closed when the interpreter ends: threads of
+    tf.data that still want to run Python then would never end.
+    """
+
+    def __init__(self, dataset):
+        self._iterator = dataset.as_numpy_iterator()
+        _open.add(self)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        try:
+            return next(self._iterator)
+        except tf.errors.OpError as error:
+            raise UserError(f"The prepared data cannot be read: {error.message.splitlines()[0]} Prepare the data set "
+                            "anew, and see isnet_jax.prepare --check.") from error
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        """Stops the threads behind it; it is then at its end."""
+        self._iterator = iter(())
+
+
+def _close_all():
+    for batches in list(_open):
+        batches.close()
+
+
+_open = weakref.WeakSet()
+atexit.register(_close_all)
+
+
+def _per_process(batch_size, process_count):
+    if batch_size % process_count:
+        raise UserError(f"A batch of {batch_size} cannot be split evenly over {process_count} processes.")
+    return batch_size // process_count
 
 
 def open_split(builder, split):
@@ -57,7 +106,7 @@ def train_batches(source, config, start, stop, process_index=0, process_count=1)
     b = global batch / processes; process p holds rows p*b..(p+1)*b-1 of the global batch.
     """
     batch_size = config.train.global_batch_size
-    local = batch_size // process_count
+    local = _per_process(batch_size, process_count)
 
     def read(step):
         epoch, indices = batch_indices(int(step), len(source), batch_size, config.seed)
@@ -74,8 +123,7 @@ def train_batches(source, config, start, stop, process_index=0, process_count=1)
     dataset = dataset.map(lambda step: tf.numpy_function(
         read, [step], (tf.string, tf.string, tf.uint64, tf.int64), stateful=False))
     dataset = dataset.unbatch().map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    dataset = dataset.batch(local, drop_remainder=True).prefetch(4)
-    return dataset.as_numpy_iterator()
+    return Batches(dataset.batch(local, drop_remainder=True).prefetch(4))
 
 
 class EvalBatch(NamedTuple):
@@ -90,17 +138,16 @@ class EvalBatch(NamedTuple):
         return int((self.indices >= 0).sum())
 
 
-def example_sizes(source, config):
-    """int (examples, 4): height and width of the network's input and of the label. It reads the whole split."""
-    sizes = np.array([(record["height"], record["width"]) for record in (source[i] for i in range(len(source)))])
-    resized = [augment.target_size(h, w, config.test.resize, config.test.keep_ratio) for h, w in sizes.tolist()]
+def eval_sizes(sizes, config):
+    """int (examples, 4): height and width of the network's input, and of the image and its label, which are `sizes`."""
+    resized = [augment.target_size(h, w, config.test.resize, config.test.keep_ratio) for h, w in sizes]
     return np.concatenate([resized, sizes], axis=1)
 
 
 def eval_plan(sizes, config, done=()):
     """Batches in which every example but those `done` occurs once, and Canvases, at most config.test.max_programs.
 
-    sizes as from `example_sizes`. Which canvas an example lies on does not depend on what is done. Nothing is dropped.
+    sizes as from `eval_sizes`. Which canvas an example lies on does not depend on what is done. Nothing is dropped.
     """
     found = canvases.choose(sizes, config.test.max_programs, LABEL_WEIGHTS)
     todo = np.setdiff1d(np.arange(len(sizes)), done)
@@ -122,7 +169,7 @@ def eval_batches(source, config, plan, process_index=0, process_count=1):
     image uint8 (b, H, W, 3) and label uint8 (b, Hl, Wl) at the top left of their canvas, image_size and label_size
     int32 (b, 2), index int64 (b,), -1 for what fills a batch up (its label is all 255).
     """
-    local = config.test.batch_size // process_count
+    local = _per_process(config.test.batch_size, process_count)
     rows = [(index, entry.indices[0], *entry.shape, *entry.label_shape) for entry in plan
             for index in entry.indices[process_index * local:(process_index + 1) * local]]
 
@@ -149,4 +196,4 @@ def eval_batches(source, config, plan, process_index=0, process_count=1):
 
     dataset = tf.data.Dataset.from_tensor_slices(np.int64(rows).reshape(-1, 6)).map(
         prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return dataset.batch(local).prefetch(2).as_numpy_iterator()
+    return Batches(dataset.batch(local).prefetch(2))

@@ -33,7 +33,8 @@ def _run(config, workdir):
                         f"has {len(names)} classes; set it to {len(names)}.")
     train_source = input_pipeline.open_split(builder, config.data.train_split)
     eval_source = input_pipeline.open_split(builder, config.data.eval_split)
-    plan, _ = input_pipeline.eval_plan(input_pipeline.example_sizes(eval_source, config), config)
+    sizes = [size for _, *size in builder.info.metadata["examples"][config.data.eval_split]]
+    plan, _ = input_pipeline.eval_plan(input_pipeline.eval_sizes(sizes, config), config)
     per_epoch = input_pipeline.steps_per_epoch(len(train_source), config)
     total_steps = per_epoch * config.train.epochs
     eval_every = per_epoch * config.run.eval_every_epochs
@@ -48,7 +49,9 @@ def _run(config, workdir):
     schedule = train.poly_schedule(config.train.base_lr, config.train.min_lr, total_steps, config.train.power)
     record = config.to_dict() | {"train_examples": len(train_source)}
 
-    with contextlib.closing(checkpoints.Checkpoints(workdir, record, config.run.keep_checkpoints)) as saved:
+    with contextlib.ExitStack() as stack:
+        saved = stack.enter_context(contextlib.closing(
+            checkpoints.Checkpoints(workdir, record, config.run.keep_checkpoints)))
         state = initial_state(config, model, optimizer, mesh, saved)
         step = int(state.step)
         say(f"{config.model.backbone} ISNet, {config.model.num_classes} classes, "
@@ -59,15 +62,16 @@ def _run(config, workdir):
             + (f", going on from step {step}" if step else ""))
         train_step = train.make_train_step(model, optimizer, config, mesh)
         eval_step = evaluation.make_eval_step(model, mesh, inference_settings(config))
-        batches = input_pipeline.train_batches(train_source, config, step, total_steps, *process)
+        batches = stack.enter_context(
+            input_pipeline.train_batches(train_source, config, step, total_steps, *process))
 
         def evaluate_now(on_batch=None):
             variables = {"weights": state.variables} | ({"ema": state.ema} if state.ema else {})
             results = {}
             for kind in variables:
-                eval_batches = input_pipeline.eval_batches(eval_source, config, plan, *process)
-                results[kind] = evaluation.evaluate(eval_step, variables[kind], eval_batches, plan, mesh,
-                                                    on_batch if kind == "weights" else None)
+                with input_pipeline.eval_batches(eval_source, config, plan, *process) as eval_batches:
+                    results[kind] = evaluation.evaluate(eval_step, variables[kind], eval_batches, plan, mesh,
+                                                        on_batch if kind == "weights" else None)
                 say(f"step {step}  {kind} on {config.data.eval_split}: mIoU {100 * results[kind]['miou']:.2f} %, "
                     f"pixel accuracy {100 * results[kind]['pixel_accuracy']:.2f} %")
                 log.write(step, {f"{kind}/{name}": results[kind][name]

@@ -5,14 +5,18 @@ cv2.setNumThreads(1)  # images are prepared in parallel already
 
 
 def target_size(height, width, resize, keep_ratio, scale=1.0):
-    """Size (h, w) after the resize step; `resize` = (long, short), () for the original times `scale`."""
+    """Size (h, w) after the resize step, at least 1; `resize` = (long, short), () for the original times `scale`."""
     if not resize:
-        return int(height * scale + 0.5), int(width * scale + 0.5)
+        return _size(height * scale, width * scale)
     long, short = (int(n * scale) for n in resize)
     if not keep_ratio:  # the image's long side becomes the long side
-        return (long, short) if height > width else (short, long)
+        return _size(*((long, short) if height > width else (short, long)))
     ratio = min(long / max(height, width), short / min(height, width))
-    return int(height * ratio + 0.5), int(width * ratio + 0.5)
+    return _size(height * ratio, width * ratio)
+
+
+def _size(height, width):
+    return max(1, int(height + 0.5)), max(1, int(width + 0.5))
 
 
 def resize(array, size):

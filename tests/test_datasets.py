@@ -88,6 +88,7 @@ def test_camvid_records(tree, capfd):
         assert (record['height'], record['width'], record['name']) == (20, 30, b'a')
     metadata = builder.info.metadata
     assert metadata['source'] == str(tree) and len(metadata['names']) == len(metadata['palette']) == 11
+    assert [list(example) for example in metadata['examples']['val']] == [['a', 20, 30]]
     assert builder.info.citation and builder.info.homepage and builder.info.description
 
 

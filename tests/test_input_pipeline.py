@@ -1,10 +1,17 @@
 """Batches: pure functions of (seed, step); evaluation drops nothing."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 tf = pytest.importorskip("tensorflow")
 
-from isnet_jax import augment, config, input_pipeline
+from isnet_jax import UserError, augment, config, input_pipeline
+
+ROOT = Path(__file__).parents[1]
 
 
 class Records:
@@ -96,7 +103,7 @@ def test_image_and_label_stay_aligned_through_the_geometry():
 
 
 def test_evaluation_drops_nothing_and_fills_up_the_last_batch_of_each_canvas():
-    sizes = input_pipeline.example_sizes(SOURCE, small_config())
+    sizes = input_pipeline.eval_sizes([(record["height"], record["width"]) for record in SOURCE.records], small_config())
     for programs, done in ((1, ()), (2, ()), (3, ()), (2, (0, 3, 10))):
         c = small_config(**{"test.max_programs": programs})
         plan, found = input_pipeline.eval_plan(sizes, c, done)
@@ -117,3 +124,27 @@ def test_evaluation_drops_nothing_and_fills_up_the_last_batch_of_each_canvas():
         halves = [list(input_pipeline.eval_batches(SOURCE, c, plan, p, 2)) for p in (0, 1)]
         joined = [np.concatenate([a["index"], b["index"]]) for a, b in zip(*halves, strict=True)]
         assert np.concatenate(joined).tolist() == index.tolist()
+
+
+def test_a_program_that_leaves_batches_open_ends():
+    """Threads of tf.data that still want to run Python when the interpreter ends would hang or abort it."""
+    code = """
+import sys
+sys.path.insert(0, "tests")
+from test_input_pipeline import SOURCE, small_config
+from isnet_jax import input_pipeline
+batches = input_pipeline.train_batches(SOURCE, small_config(), 0, 10**6)
+next(batches)
+raise ValueError("left open")
+"""
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60,
+                              env={**os.environ, "PYTHONPATH": str(ROOT)})
+        assert done.returncode == 1 and "left open" in done.stderr and "terminate" not in done.stderr
+
+
+def test_a_record_that_cannot_be_decoded_is_told():
+    source = Records(4)
+    source.records[2]["image"] = source.records[2]["image"][:40]
+    with pytest.raises(UserError, match="prepared data cannot be read"):
+        list(input_pipeline.train_batches(source, small_config(), 0, 1))

@@ -30,8 +30,8 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder):
       height, width: int32, of both.
       name: the item's.
 
-    info.metadata holds 'names' (K strings), 'palette' (K lists [r, g, b]) and 'source' (the absolute path it
-    was prepared from, '' if there is none). A subclass sets the constants and defines `items`, `check`, `stamp`
+    info.metadata holds 'names' (K strings), 'palette' (K lists [r, g, b]), 'source' (the absolute path it was
+    prepared from, '' if there is none) and 'examples', {split: a list of [name, height, width] of each}. A subclass sets the constants and defines `items`, `check`, `stamp`
     and, unless its findings hold the images, `image`.
     """
 
@@ -94,6 +94,9 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder):
           OSError: records cannot be written.
         """
         self._written = survey, journal, advance
+        self.info.metadata['examples'] = {
+            split: [[item.name, int(height), int(width)] for item, (height, width) in
+                    zip(items, survey.census[split].sizes)] for split, items in survey.items.items()}
         self.download_and_prepare(
             file_format='array_record', download_config=tfds.download.DownloadConfig(try_download_gcs=False))
 

@@ -88,6 +88,8 @@ def _open(builder_class, data_dir, source, kwargs):
         if builder.data_path.exists():
             if list(builder.info.metadata['names']) != list(builder.NAMES):  # [] loads what is stored, get not
                 raise ValueError('it holds other classes')
+            if 'examples' not in builder.info.metadata:
+                raise ValueError('it was prepared by an older version')
             for path in [path for split in builder.info.splits.values() for path in split.filepaths] or ['no split']:
                 if not os.path.exists(path):
                     raise ValueError(f'{path} is missing')

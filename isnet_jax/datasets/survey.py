@@ -17,15 +17,18 @@ from isnet_jax.errors import UserError
 
 class Census:
     """What a split holds. images: how many; pixels int64 [K + 1]: of each class and, last, ignored; occurrences
-    int64 [K]: the images that hold a class; palettes: labels that are palette PNGs; num_bytes: of the records."""
+    int64 [K]: the images that hold a class; sizes: (height, width) of each image; palettes: labels that are palette
+    PNGs; num_bytes: of the records."""
 
     def __init__(self, num_classes):
         self.images = self.palettes = self.num_bytes = 0
+        self.sizes = []
         self.pixels, self.occurrences = np.zeros(num_classes + 1, np.int64), np.zeros(num_classes, np.int64)
 
     def add(self, finding):
         """Counts a Finding without errors."""
         self.images += 1
+        self.sizes.append(finding.size)
         self.palettes += finding.palette
         self.num_bytes += finding.num_bytes
         self.pixels += finding.counts
