@@ -28,32 +28,30 @@ class Plan(NamedTuple):
     crop_width: int
     mirror: int
     degrees: int  # counter-clockwise
-    part_top: int  # what the crop needs of the original; the last four
-    part_left: int
-    part_height: int
-    part_width: int
+    part: tuple  # (top, left, height, width), what the crop needs of the original
 
 
-def decode_image(data):
-    """Encoded JPEG or PNG, of any colour mode -> uint8 (H, W, 3)."""
-    return tf.cond(tf.io.is_jpeg(data),
-                   lambda: tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE"),
-                   lambda: tf.io.decode_png(data, channels=3))
-
-
-def decode_part(data, part):
-    """The pixels [top, left, height, width] = `part` (4,) of an encoded image, equal to those of the whole."""
-    def png():
-        begin, size = tf.split(part, 2)
-        return tf.slice(tf.io.decode_png(data, channels=3), tf.concat([begin, [0]], 0), tf.concat([size, [3]], 0))
-
-    return tf.cond(tf.io.is_jpeg(data), lambda: tf.image.decode_and_crop_jpeg(
-        data, part, channels=3, dct_method="INTEGER_ACCURATE"), png)
+def decode_image(data, part=None):
+    """Encoded JPEG or PNG, of any colour mode -> uint8 (H, W, 3), or its `part` (top, left, height, width) alone."""
+    if not data.startswith(b"\xff\xd8"):
+        image = _pixels(tf.io.decode_png(data, channels=3))
+        if part is not None:
+            top, left, height, width = part
+            image = image[top:top + height, left:left + width]
+    elif part is None:
+        image = _pixels(tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE"))
+    else:
+        image = _pixels(tf.image.decode_and_crop_jpeg(data, part, channels=3, dct_method="INTEGER_ACCURATE"))
+    return image
 
 
 def decode_label(data):
     """Grey PNG of train ids -> uint8 (H, W)."""
-    return tf.squeeze(tf.io.decode_png(data, channels=1), -1)
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+
+
+def _pixels(tensor):
+    return np.asarray(memoryview(tensor))  # without a copy
 
 
 def choose_crop(label, crop_size, max_class_share, rng):
@@ -101,19 +99,8 @@ def turn(array, degrees):
     return cv2.warpAffine(array, matrix, (width, height), flags=flags, borderValue=fill)
 
 
-def pad(array, crop_size, value):
-    """array (h, w, ...) in the centre of `crop_size`, filled with `value`; and the window (top, left, h, w)."""
-    height, width = array.shape[:2]
-    top, left = (crop_size[0] - height) // 2, (crop_size[1] - width) // 2
-    if (height, width) != tuple(crop_size):
-        canvas = np.full((*crop_size, *array.shape[2:]), value, np.uint8)
-        canvas[top:top + height, left:left + width] = array
-        array = canvas
-    return np.ascontiguousarray(array), (top, left, height, width)
-
-
 def augment_label(label, rng, config):
-    """label uint8 (H, W), NumPy generator, `config.augment` -> label uint8 (ch, cw), window int32 (4,), Plan."""
+    """label uint8 (H, W), NumPy generator, `config.augment` -> label uint8 (h, w), at most the crop size, and Plan."""
     height, width = label.shape
     size = target_size(height, width, config.resize, config.keep_ratio, rng.uniform(*config.scale_range))
     label = resize(label, size)
@@ -130,26 +117,23 @@ def augment_label(label, rng, config):
         label = turn(label, degrees)
     part_top, part_height = needed(top, crop_height, size[0], height)
     part_left, part_width = needed(left, crop_width, size[1], width)
-    label, window = pad(label, config.crop_size, IGNORED)
-    return label, window, Plan(height, width, *size, top, left, crop_height, crop_width, int(mirror), degrees,
-                               part_top, part_left, part_height, part_width)
+    return label, Plan(height, width, *size, top, left, crop_height, crop_width, int(mirror), degrees,
+                       (part_top, part_left, part_height, part_width))
 
 
-def augment_image(part, plan, config):
-    """The part uint8 (h, w, 3) of an image that `plan` asks for -> image uint8 (ch, cw, 3)."""
-    image = part
-    if plan.part_top or plan.part_left:
+def augment_image(part, plan):
+    """The part uint8 (h, w, 3) of an image that `plan` asks for -> its crop uint8 (crop_height, crop_width, 3)."""
+    image, (top, left, height, width) = part, plan.part
+    if top or left:
         # OpenCV resizes from the top left corner. Above and left of the part stays what memory holds: no pixel of the
         # crop sees it. What lies below and right of the part need not be there.
-        image = np.empty((plan.part_top + plan.part_height, plan.part_left + plan.part_width, 3), np.uint8)
-        image[plan.part_top:, plan.part_left:] = part
+        image = np.empty((top + height, left + width, 3), np.uint8)
+        image[top:, left:] = part
     image = cv2.resize(image, None, fx=plan.new_width / plan.width, fy=plan.new_height / plan.height)  # bilinear
     image = image[plan.top:plan.top + plan.crop_height, plan.left:plan.left + plan.crop_width]
     if plan.mirror:
         image = cv2.flip(image, 1)
-    if plan.degrees:
-        image = turn(image, plan.degrees)
-    return pad(image, config.crop_size, 0)[0]
+    return turn(image, plan.degrees) if plan.degrees else image
 
 
 def swapped_classes(pairs):
@@ -160,30 +144,24 @@ def swapped_classes(pairs):
     return table
 
 
-def augment(image, label, key, config):
-    """One training example, for tf.data.
+def augment(image_data, label_data, key, config, image, label):
+    """Makes one training example of an encoded image and label, in the middle of two arrays.
 
-    image, label: encoded, scalar strings; key uint64 (3,): every random number is a function of it; config:
-    `config.augment`. Returns image uint8 (ch, cw, 3) and label uint8 (ch, cw), centred in the crop size and padded
-    with 0 and 255, and the window int32 (4,) = (top, left, height, width) of what is not padding.
+    key: (seed, epoch, index), of which every random number is a function; config: `config.augment`. image uint8
+    (ch, cw, 3), zeros, and label uint8 (ch, cw), 255, take the example, which may be smaller. Returns the window
+    (top, left, height, width) that it takes.
     """
-    def of_label(label, key):
-        label, window, plan = augment_label(label, generator(key), config)
-        return label, np.int32(window), np.int32(plan)
-
-    def of_image(part, plan):
-        return augment_image(part, Plan(*plan.tolist()), config)
-
-    label, window, plan = tf.numpy_function(of_label, [decode_label(label), key], (tf.uint8, tf.int32, tf.int32),
-                                            stateful=False)
-    part = decode_part(image, tf.ensure_shape(plan, (len(Plan._fields),))[-4:])
-    image = tf.numpy_function(of_image, [part, plan], tf.uint8, stateful=False)
-    return {"image": tf.ensure_shape(image, (*config.crop_size, 3)),
-            "label": tf.ensure_shape(label, tuple(config.crop_size)), "window": tf.ensure_shape(window, (4,))}
+    new_label, plan = augment_label(decode_label(label_data), generator(key), config)
+    new_image = augment_image(decode_image(image_data, plan.part), plan)
+    (height, width), (crop_height, crop_width) = new_label.shape, label.shape
+    top, left = (crop_height - height) // 2, (crop_width - width) // 2
+    image[top:top + height, left:left + width] = new_image
+    label[top:top + height, left:left + width] = new_label
+    return top, left, height, width
 
 
 def generator(key):
     """Counter-based NumPy generator of an example's key (seed, epoch, index)."""
-    seed, epoch, index = (int(n) for n in key)
-    key, counter = np.array([seed, 1], np.uint64), np.array([0, 0, epoch, index], np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+    seed, epoch, index = key
+    return np.random.Generator(np.random.Philox(key=np.array([seed, 1], np.uint64),
+                                                counter=np.array([0, 0, epoch, index], np.uint64)))

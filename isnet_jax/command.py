@@ -1,5 +1,6 @@
 """What all commands share: flags, quiet libraries, errors as one paragraph."""
 import difflib
+import os
 import re
 import runpy
 import sys
@@ -11,7 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from isnet_jax import config as configs
-from isnet_jax import console
+from isnet_jax import console, interrupts
 from isnet_jax.errors import UserError
 
 
@@ -20,32 +21,36 @@ def run(body, usage, define_flags=lambda: None, needs_config=True, goes_on="from
 
     `--config=FILE[:BACKBONE]` and `--config.FIELD=VALUE` give the config, None without them where `needs_config` is
     false; `define_flags()` adds other flags; at most `most_words` words may come without a flag; `goes_on` says where
-    the command begins again after Ctrl-C. Exit codes: 0, 1 after a UserError, 2 for a wrong command line, 130 after
-    Ctrl-C.
+    the command begins again after Ctrl-C, which raises KeyboardInterrupt in `body` alone. Exit codes: 0, 1 after a
+    UserError, 2 for a wrong command line, 130 after Ctrl-C, 141 if nobody reads the output any more.
     """
+    interrupts.install(f"interrupted; the same command goes on {goes_on}")
     console.quiet()
-    sys.stdout.reconfigure(line_buffering=True)
-    if {"--help", "-h", "--helpfull"} & set(sys.argv[1:]):
-        print(usage.strip())
-        sys.exit(0)
-    config_flag = config_flags.DEFINE_config_file("config")
-    define_flags()
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # names of files may be no text
     try:
+        if {"--help", "-h", "--helpfull"} & set(sys.argv[1:]):
+            print(usage.strip())
+            sys.exit(0)
+        config_flag = config_flags.DEFINE_config_file("config")
+        define_flags()
         if needs_config or any(re.match(r"--?(no)?config\b", word) for word in sys.argv[1:]):
             _check_config(sys.argv)
         words = _parse(sys.argv, most_words)
         config = config_flag.value
         if config is not None:
             configs.check(config)
-        body(config, flags.FLAGS, *words)
+        with interrupts.raising():
+            body(config, flags.FLAGS, *words)
     except UserError as error:
         sys.exit(_paragraph(error))
     except flags.Error as error:
         print(f"{_paragraph(error)}\n\n{usage.strip()}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; the same command goes on {goes_on}", file=sys.stderr)
-        sys.exit(130)
+        interrupts.leave()
+    except BrokenPipeError:  # as in `--help | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+        sys.exit(141)  # as a shell has it
 
 
 def config_name(argv):

@@ -4,7 +4,6 @@ import functools
 from ml_collections import ConfigDict, config_dict
 
 from isnet_jax.errors import UserError
-from isnet_jax.models import BACKBONES, create_model
 
 
 def default(backbone="resnet50"):
@@ -12,6 +11,7 @@ def default(backbone="resnet50"):
 
     Raises UserError for a `backbone` (what follows the colon in --config=FILE:backbone) that does not exist.
     """
+    from isnet_jax.models import BACKBONES  # with JAX, which not every command needs
     if backbone not in BACKBONES:
         raise UserError(f"There is no backbone {backbone!r}; write --config=FILE:BACKBONE with one of "
                         f"{', '.join(BACKBONES)}.")
@@ -87,6 +87,7 @@ def default(backbone="resnet50"):
 
 def check(config):
     """Raises UserError for a value that cannot work, naming its field."""
+    from isnet_jax.models import create_model
     create_model(config.model)
 
     def require(fields, what, holds):

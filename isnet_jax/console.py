@@ -26,7 +26,7 @@ def no_native_noise():
     TensorFlow's decoders and file systems log every failure there, whatever the settings.
     """
     stderr, shown = sys.stderr, os.dup(2)
-    with open(os.devnull, "w") as nowhere, open(shown, "w", buffering=1) as copy:
+    with open(os.devnull, "w") as nowhere, open(shown, "w", buffering=1, errors="backslashreplace") as copy:
         try:
             own = stderr.fileno() == 2
         except (AttributeError, OSError, ValueError):  # replaced by something that is no file

@@ -108,22 +108,29 @@ def train_batches(source, config, start, stop, process_index=0, process_count=1)
     batch_size = config.train.global_batch_size
     local = _per_process(batch_size, process_count)
 
-    def read(step):
+    crop_size = tuple(config.augment.crop_size)
+
+    def make(step):
         epoch, indices = batch_indices(int(step), len(source), batch_size, config.seed)
         indices = indices[process_index * local:(process_index + 1) * local]
+        images, labels = np.zeros((local, *crop_size, 3), np.uint8), np.full((local, *crop_size), IGNORED, np.uint8)
         records = source.__getitems__(indices.tolist())
-        keys = np.uint64([(config.seed, epoch, index) for index in indices])
-        return (np.array([r["image"] for r in records], object), np.array([r["label"] for r in records], object),
-                keys, indices)
+        windows = [augment.augment(record["image"], record["label"], (config.seed, epoch, index), config.augment, *out)
+                   for record, index, *out in zip(records, indices, images, labels)]
+        return images, labels, np.int32(windows), indices
 
-    def prepare(image, label, key, index):
-        return {**augment.augment(image, label, key, config.augment), "index": index}
+    return _parallel(make, range(start, stop), image=tf.uint8, label=tf.uint8, window=tf.int32, index=tf.int64)
 
-    dataset = tf.data.Dataset.range(start, stop)
-    dataset = dataset.map(lambda step: tf.numpy_function(
-        read, [step], (tf.string, tf.string, tf.uint64, tf.int64), stateful=False))
-    dataset = dataset.unbatch().map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return Batches(dataset.batch(local, drop_remainder=True).prefetch(4))
+
+def _parallel(make, numbers, **dtypes):
+    """Batches of what `make` returns for each number of a range, arrays of these names and dtypes, made ahead.
+
+    A batch is made by one thread: most of its time goes to decoders and OpenCV, which let other threads run Python.
+    """
+    dataset = tf.data.Dataset.range(numbers.start, numbers.stop).map(
+        lambda number: dict(zip(dtypes, tf.numpy_function(make, [number], list(dtypes.values()), stateful=False))),
+        num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return Batches(dataset.prefetch(2))
 
 
 class EvalBatch(NamedTuple):
@@ -167,33 +174,27 @@ def eval_batches(source, config, plan, process_index=0, process_count=1):
     """Iterator over this process's part of the batches of a plan, as dicts of NumPy arrays.
 
     image uint8 (b, H, W, 3) and label uint8 (b, Hl, Wl) at the top left of their canvas, image_size and label_size
-    int32 (b, 2), index int64 (b,), -1 for what fills a batch up (its label is all 255).
+    int32 (b, 2), index int64 (b,); -1 for what fills a batch up, a black pixel without label.
     """
     local = _per_process(config.test.batch_size, process_count)
-    rows = [(index, entry.indices[0], *entry.shape, *entry.label_shape) for entry in plan
-            for index in entry.indices[process_index * local:(process_index + 1) * local]]
 
-    def read(index):
-        record = source[int(index)]
-        return record["image"], record["label"]
+    def make(number):
+        entry = plan[int(number)]
+        indices = entry.indices[process_index * local:(process_index + 1) * local]
+        images = np.zeros((local, *entry.shape, 3), np.uint8)
+        labels = np.full((local, *entry.label_shape), IGNORED, np.uint8)
+        sizes = np.ones((2, local, 2), np.int32)
+        for i, index in enumerate(indices.tolist()):
+            if index >= 0:
+                record = source[index]
+                image, label = augment.decode_image(record["image"]), augment.decode_label(record["label"])
+                if config.test.resize:
+                    image = augment.resize(image, augment.target_size(*label.shape, config.test.resize,
+                                                                      config.test.keep_ratio))
+                for array, new, size in (images[i], image, sizes[0]), (labels[i], label, sizes[1]):
+                    size[i] = height, width = new.shape[:2]
+                    array[:height, :width] = new
+        return images, labels, *sizes, indices
 
-    def resize(image):
-        return augment.resize(image, augment.target_size(*image.shape[:2], config.test.resize, config.test.keep_ratio))
-
-    def prepare(row):
-        index, shape = row[0], tf.cast(row[2:], tf.int32)
-        which = tf.where(index < 0, row[1], index)  # what fills a batch up must fit its canvas
-        image, label = tf.numpy_function(read, [which], (tf.string, tf.string), stateful=False)
-        image, label = augment.decode_image(image), augment.decode_label(label)
-        label_size = tf.shape(label)
-        if config.test.resize:
-            image = tf.ensure_shape(tf.numpy_function(resize, [image], tf.uint8, stateful=False), (None, None, 3))
-        size = tf.shape(image)[:2]
-        label = tf.where(index < 0, tf.constant(IGNORED, tf.uint8), label)
-        image = tf.pad(image, [[0, shape[0] - size[0]], [0, shape[1] - size[1]], [0, 0]])
-        label = tf.pad(label, [[0, shape[2] - label_size[0]], [0, shape[3] - label_size[1]]], constant_values=IGNORED)
-        return {"image": image, "label": label, "image_size": size, "label_size": label_size, "index": index}
-
-    dataset = tf.data.Dataset.from_tensor_slices(np.int64(rows).reshape(-1, 6)).map(
-        prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return Batches(dataset.batch(local).prefetch(2))
+    return _parallel(make, range(len(plan)), image=tf.uint8, label=tf.uint8, image_size=tf.int32, label_size=tf.int32,
+                     index=tf.int64)

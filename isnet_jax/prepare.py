@@ -22,6 +22,7 @@ from isnet_jax import command, datasets
 from isnet_jax.console import say
 from isnet_jax.errors import UserError
 
+FIELDS = {"dataset": "name", "source": "source", "data_dir": "data_dir"}  # a flag, and what config.data calls it
 CONFIGS = {  # where it is not the data set's name
     "scenes": ["quickstart.py"],
     "coco_stuff10k": ["coco_stuff.py"],
@@ -30,17 +31,16 @@ CONFIGS = {  # where it is not the data set's name
 
 
 def _define_flags():
-    for name in "dataset", "source", "data_dir":
+    for name in FIELDS:
         flags.DEFINE_string(name, None, name)
     flags.DEFINE_boolean("check", False, "check only")
 
 
 def _main(config, values):
-    given = [name for name in ("dataset", "source", "data_dir") if getattr(values, name) is not None]
+    given = [name for name in FIELDS if getattr(values, name) is not None]
     if config is not None:
         if given:
-            raise flags.Error(f"--{given[0]} does not go with --config: set --config.data."
-                              f"{given[0].replace('dataset', 'name')} instead")
+            raise flags.Error(f"--{given[0]} does not go with --config: set --config.data.{FIELDS[given[0]]} instead")
         name, source, data_dir, folder = (config.data[field] for field in ("name", "source", "data_dir", "folder"))
     elif values.dataset is None:
         raise flags.Error("--dataset=NAME or --config=FILE is missing")

@@ -172,6 +172,33 @@ def test_one_of_each_fault(tmp_path):
         datasets.load('camvid', tmp_path / 'data')
 
 
+def test_names_that_are_no_text(source, tmp_path):
+    """Told as problems, and printed, wherever the bytes are; the files themselves are checked none the less."""
+    name = os.fsdecode(b'caf\xe9')
+    renamed = [path.rename(path.with_stem(name)) for path in draw(source, 'train', 'x')]
+    image, label = (path.rename(path.with_stem(name)) for path in draw(source, 'val', 'y'))
+    image.write_bytes(b'')
+    data_dir = f'--data_dir={tmp_path}/data'
+    for words in [data_dir, '--check'], [data_dir]:
+        done = run('--dataset=camvid', f'--source={source}', *words)
+        assert done.returncode == 1 and not done.stdout and 'Traceback' not in done.stderr
+        problems = [line for line in done.stderr.splitlines() if line.startswith('problem: ')]
+        for path in *renamed, image, label:
+            shown = str(path).replace('\udce9', '\\udce9')
+            assert f'problem: {shown} has a name that is not UTF-8, as records need it: rename it.' in problems
+        assert len(problems) == 5 and problems[-1].endswith('is empty.')
+    with pytest.raises(UserError, match='caf.* has a name that is not UTF-8'):
+        datasets.check('camvid', source.rename(source.with_name(name)))
+
+
+def test_another_tree(tmp_path):
+    (tmp_path / 'pictures').mkdir()
+    done = run('--dataset=camvid', f'--source={tmp_path}', '--check')
+    final = ' '.join(done.stderr.split('error: ')[1].split())
+    assert final.startswith(f'{tmp_path} does not look like the data set camvid (the layout is {{train') and '3' in final
+    assert 'Mend' not in final
+
+
 def test_clean_run(tmp_path):
     if not CAMVID.exists():
         pytest.skip(f'the real CamVid is not at {CAMVID}')
@@ -213,7 +240,8 @@ def test_clean_run(tmp_path):
 
 @pytest.mark.parametrize('words, code, told', [
     ([], 2, '--dataset=NAME or --config=FILE is missing'),
-    (['--dataset=camvid', '--config=configs/camvid.py'], 2, '--dataset does not go with --config'),
+    (['--dataset=camvid', '--config=configs/camvid.py'], 2, 'with --config: set --config.data.name instead'),
+    (['--data_dir=x', '--config=configs/camvid.py'], 2, 'with --config: set --config.data.data_dir instead'),
     (['--dataset=camvid', '--config.data.source=x'], 2, '--config=FILE is missing'),
     (['--dataset=camvit'], 1, 'ade20k, cityscapes'),
     (['--dataset=folder'], 1, 'configs/own_folder.py'),

@@ -77,6 +77,8 @@ class _Pattern:
                 continue
             if name in files:
                 problems.append(f'{files[name]} and {path.name} beside it have the same name.')
+            if not is_text(path):
+                problems.append(f'{path} has a name that is not UTF-8, as records need it: rename it.')
             files[name] = path
         return files
 
@@ -99,6 +101,14 @@ class _Pattern:
                     yield name + match.groups(), path
                 elif path.is_dir():
                     yield from self._walk(path, parts[1:], name + match.groups())
+
+
+def is_text(path):
+    """Returns whether a path is valid UTF-8, as what is recorded of it must be."""
+    try:
+        return bool(str(path).encode())
+    except UnicodeEncodeError:  # Python keeps other bytes as lone surrogates
+        return False
 
 
 def _read_names(path):

@@ -13,6 +13,7 @@ import tqdm
 
 from isnet_jax.datasets import store
 from isnet_jax.datasets.journal import Journal
+from isnet_jax.datasets.pairing import is_text
 from isnet_jax.datasets.survey import survey
 from isnet_jax.errors import UserError
 
@@ -72,7 +73,10 @@ def _resolve(builder_class, source):
     if source and not builder_class.LAYOUT:
         raise UserError(f'The source is {source}, but the data set {builder_class.name} needs no source: leave it '
                         'empty.')
-    return Path(source).expanduser().resolve() if source else None
+    source = Path(source).expanduser().resolve() if source else None
+    if source and not is_text(source):
+        raise UserError(f'The source {source} has a name that is not UTF-8, as records need it: rename the folder.')
+    return source
 
 
 def _require_folder(builder):

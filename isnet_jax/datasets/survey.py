@@ -112,7 +112,7 @@ def survey(builder, journal=None):
     if resumed:
         tell('note', [f'{resumed} of {total} images had been checked before.'])
     if told['problem']:
-        raise UserError(_refusal(builder, told['problem'], journal))
+        raise UserError(_refusal(builder, items, told['problem'], journal))
     return Survey(builder.NAMES, items, census)
 
 
@@ -139,9 +139,13 @@ def _stamp(builder, item):
         return None
 
 
-def _refusal(builder, count, journal):
+def _refusal(builder, items, count, journal):
     where = f' in {builder.source}' if builder.source else ''
     layout = f' (the layout is {builder.LAYOUT})' if builder.LAYOUT else ''
     again = 'only what has changed is checked anew' if journal else 'nothing has been written'
-    return (f'The data set {builder.name}{where} has {count} {"problem" if count == 1 else "problems"}, listed above, '
-            f'and is not prepared. Mend the files{layout} and run again; {again}.')
+    problems = f'{count} {"problem" if count == 1 else "problems"}'
+    if builder.source and not any(items.values()):
+        return (f'{builder.source} does not look like the data set {builder.name}{layout}: no image with a label was '
+                f'found, and the {problems} above tell why. Give the folder that holds it.')
+    return (f'The data set {builder.name}{where} has {problems}, listed above, and is not prepared. Mend the files'
+            f'{layout} and run again; {again}.')
