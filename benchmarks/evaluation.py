@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks import docs
-from isnet_jax import canvases, command, convert, create_model, datasets, evaluation, sharding
+from isnet_jax import command, convert, create_model, datasets, evaluation, sharding
 from isnet_jax.config import inference_settings
 from isnet_jax.console import say
 from isnet_jax.inference import predict
@@ -45,7 +45,8 @@ class Copies(list):
             label = cv2.imdecode(np.frombuffer(record["label"], np.uint8), cv2.IMREAD_GRAYSCALE)
             scale = longest / max(label.shape) * (1, 0.85, 0.7, 0.6)[i // len(records) % 4]
             size = [max(32, round(n * scale)) for n in label.shape[::-1]]
-            image, label = cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.resize(label, size, interpolation=0)
+            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+            label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
             self.append({"image": cv2.imencode(".png", image)[1].tobytes(), "height": size[1], "width": size[0],
                          "label": cv2.imencode(".png", label)[1].tobytes(), "name": str(i).encode()})
 
@@ -110,9 +111,10 @@ def _main(config, values):
             start += time.perf_counter() - pause
     alone_seconds, alone_programs = time.perf_counter() - start, one._cache_size()
 
+    padding = input_pipeline.padding(plan, sizes)
     pixels = int((sizes[:, 2] * sizes[:, 3]).sum())
     tell(f"one at a time      {alone_programs:3d} programs                 {len(source) / alone_seconds:8.2f} images/s")
-    tell(f"batched, canvases  {programs:3d} programs  {100 * canvases.overhead(found._replace(sizes=found.sizes[:, :2]), sizes[:, :2]):5.1f} % padding "
+    tell(f"batched, canvases  {programs:3d} programs  {100 * padding:5.1f} % padding "
          f"{len(source) / batched_seconds:8.2f} images/s  {alone_seconds / batched_seconds:.1f} times as fast")
     largest = f", whose two best scores differ by at most {np.concatenate(margins).max():.1e}" if margins else ""
     tell(f"{differing} of {pixels} pixels are predicted differently{largest}; "

@@ -79,8 +79,11 @@ class Checkpoints:
 def write_whole(path, text):
     """Writes a file that is never seen half-written."""
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_config(directory):
@@ -115,11 +118,12 @@ def save_variables(directory, config, variables, source):
     checkpoints.close()
 
 
-def load_variables(directory, template):
+def load_variables(directory, template, ema=False):
     """{"params", "batch_stats"} from the latest checkpoint of a run or of isnet_jax.convert.
 
-    template: the expected tree, of arrays or ShapeDtypeStructs. Raises UserError if there is no checkpoint, if it
-    is damaged, or if it is of another network (every name and shape that differs is listed).
+    template: the expected tree, of arrays or ShapeDtypeStructs; ema: take the run's moving averages. Raises UserError
+    if there is no checkpoint or average, if it is damaged, or if it is of another network (every name and shape that
+    differs is listed).
     """
     directory = Path(os.path.abspath(directory))
     read_config(directory)
@@ -130,10 +134,16 @@ def load_variables(directory, template):
         raise UserError(f"{directory} holds no finished checkpoint.")
     path = directory / "checkpoints" / str(step)
     try:
-        metadata = manager.item_metadata(step).tree
-        _check_network(path, _shapes({kind: metadata.get(kind, {}) for kind in template}), _shapes(template))
-        return manager.restore(step, args=ocp.args.PyTreeRestore(
+        metadata, wanted = manager.item_metadata(step).tree, template
+        if ema:
+            if not metadata.get("ema"):
+                raise UserError(f"The checkpoint {path} holds no moving average of the weights: it was trained with "
+                                "config.train.ema_decay=0. Leave out --ema.")
+            metadata, template = metadata["ema"], {"ema": template}
+        _check_network(path, _shapes({kind: metadata.get(kind, {}) for kind in wanted}), _shapes(wanted))
+        found = manager.restore(step, args=ocp.args.PyTreeRestore(
             item=template, restore_args=ocp.checkpoint_utils.construct_restore_args(template), partial_restore=True))
+        return found["ema"] if ema else found
     except UserError:
         raise
     except Exception as error:  # Orbax and TensorStore raise many kinds
@@ -142,10 +152,10 @@ def load_variables(directory, template):
         manager.close()
 
 
-def newest_step(directory):
-    """The step of the newest checkpoint that is finished in a run or converted directory, None without any."""
-    steps = [int(path.name) for path in Path(directory).glob("checkpoints/*") if path.name.isdigit()]
-    return max(steps, default=None)
+def newest(directory):
+    """The newest checkpoint that is finished in a run or converted directory: Path .../STEP, None without any."""
+    return max((path for path in Path(directory).glob("checkpoints/*") if path.name.isdigit()),
+               key=lambda path: int(path.name), default=None)
 
 
 def _shapes(tree):

@@ -54,7 +54,7 @@ class Scored(NamedTuple):
     boundary: dict  # protocols.boundary_scores
     iou_samples: np.ndarray  # (repeats, K)
     boundary_samples: np.ndarray  # (repeats, K)
-    known: published.Published | None  # of the same split
+    known: published.Published | None  # of the same split and test setting
 
     @property
     def miou_interval(self):
@@ -64,12 +64,12 @@ class Scored(NamedTuple):
 def score(evaluation):
     """`Scored` of a `results.Results`."""
     record = evaluation.record
-    known = published.find(record["dataset"], _backbone(evaluation), record["setting"].get("name"))
+    known = published.find(record["dataset"], _backbone(evaluation), record["split"], record["setting"])
     return Scored(evaluation, protocols.scores(evaluation.confusion),
                   protocols.boundary_scores(evaluation.boundary.sum(0)),
                   metrics.iou(bootstrap.resample(evaluation.counts)),
                   metrics.iou(bootstrap.resample(evaluation.boundary)),
-                  known if known and known.split == record["split"] else None)
+                  known)
 
 
 def describe(directory):
@@ -203,7 +203,7 @@ def _head(label, scored):
     setting = ", ".join(value if key == "name" else f"{key} {value}"
                         for key, value in record["setting"].items() if value is not None)
     beside = (f"published {known.miou:.2f} %, here {100 * miou - known.miou:+.2f}" if known
-              else "nothing is published to compare it with")
+              else "nothing is published for this network, data and test setting")
     of = f"{record['dataset']} {record['split']}, {len(evaluation.images)} images; {_backbone(evaluation)}"
     found = f"mIoU {percent(miou)} % (official protocol; 95 % interval {_range(scored.miou_interval)})"
     return [f"{label}{evaluation.directory}",

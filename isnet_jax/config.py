@@ -117,7 +117,9 @@ def check(config):
     require("test.tta.average", "softmax or logits", lambda average: average in ("softmax", "logits"))
     require("test.tta.scales", "positive numbers", lambda scales: len(scales) and numbers(scales, len(scales)))
     if config.test.tta.mode == "slide":
-        require("test.tta.crop_size test.tta.stride", "(height, width) in pixels", lambda x: numbers(x, 2, int))
+        require("test.tta.crop_size", "(height, width) in pixels", lambda x: numbers(x, 2, int))
+        require("test.tta.stride", "(height, width), no larger than config.test.tta.crop_size: windows must meet",
+                lambda x: numbers(x, 2, int) and all(s <= c for s, c in zip(x, config.test.tta.crop_size)))
     require("augment.crop_size", "(height, width) in pixels, each at least 32",
             lambda x: numbers(x, 2, int) and min(x) >= 32)
     require("augment.scale_range", "(low, high) with 0 < low <= high", lambda x: numbers(x, 2) and x[0] <= x[1])

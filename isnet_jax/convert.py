@@ -158,11 +158,16 @@ def backbone_from_torch(state_dict, model):
     return _convert(tensors, names, f"the backbone {model.backbone}")
 
 
-def load_network(path, model):
-    """{"params", "batch_stats"} of a whole ISNet: an official `.pth`, or a checkpoint directory. Raises UserError."""
+def load_network(path, model, ema=False):
+    """{"params", "batch_stats"} of a whole ISNet: an official `.pth`, or a checkpoint directory. Raises UserError.
+
+    ema: of a run, the moving averages of its weights.
+    """
     template = variable_shapes(model)
     if Path(path).is_dir():
-        return checkpoints.load_variables(path, template)
+        return checkpoints.load_variables(path, template, ema)
+    if ema:
+        raise UserError(f"{path} is a file, which holds no moving averages; leave out --ema.")
     variables = from_torch(pth.state_dict(path), model)
     return jax.tree.map(lambda x, wanted: np.asarray(x, wanted.dtype), variables, template)
 

@@ -11,10 +11,11 @@ class UserError(Exception):
 
 
 @contextlib.contextmanager
-def mended_by_user(what, flag, goes_on):
+def mended_by_user(what, flag, goes_on, memory):
     """Makes UserErrors of full disks and full devices inside.
 
-    what: whose work it is, at the start of a sentence; flag: which one says where it writes; goes_on: from where.
+    what: whose work it is, at the start of a sentence; flag: which one says where it writes; goes_on: from where;
+    memory: what to do where the device has too little.
     """
     try:
         yield
@@ -24,8 +25,7 @@ def mended_by_user(what, flag, goes_on):
     except RuntimeError as error:  # JAX's is one
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise UserError("The device has too little memory for this config: lower config.train.global_batch_size (or "
-                        "config.test.batch_size), or set config.model.remat=True or config.model.dtype=bfloat16 "
+        raise UserError(f"The device has too little memory for this config: {memory} "
                         f"({str(error).splitlines()[0][:200]}).") from None
 
 

@@ -1,9 +1,10 @@
 """Scores a checkpoint as the official code does, and writes down all that a comparison needs.
 
-usage: python -m isnet_jax.evaluate --config=FILE[:BACKBONE] --checkpoint=DIR_or_FILE.pth [--tta] [--protocol=NAME,...]
-                                    [--output=DIR] [--config.FIELD=VALUE ...]
+usage: python -m isnet_jax.evaluate --config=FILE[:BACKBONE] --checkpoint=DIR_or_FILE.pth [--ema] [--tta]
+                                    [--protocol=NAME,...] [--output=DIR] [--config.FIELD=VALUE ...]
 
   --checkpoint  a run's workdir, a directory that isnet_jax.convert wrote, or an official .pth
+  --ema         the moving averages of a run's weights, if it kept any
   --tta         the official multi-scale test (config.test.tta), mirrored; otherwise the single-scale one
   --protocol    which conventions to print (all): official, mmseg, cityscapes, ground_truth, absent_zero, absent_one
   --output      results.json, images.npz and predictions/ (default: evaluation-single or evaluation-tta in the workdir,
@@ -22,7 +23,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from isnet_jax import (canvases, checkpoints, command, convert, datasets, evaluation, metrics, protocols, sharding)
+from isnet_jax import checkpoints, command, convert, datasets, evaluation, metrics, protocols, sharding
 from isnet_jax.config import inference_settings
 from isnet_jax.console import say
 from isnet_jax.errors import UserError, mended_by_user
@@ -32,6 +33,7 @@ from isnet_jax.models import create_model
 
 def _define_flags():
     flags.DEFINE_string("checkpoint", None, "what to evaluate")
+    flags.DEFINE_boolean("ema", False, "moving averages")
     flags.DEFINE_boolean("tta", False, "scales and mirror")
     flags.DEFINE_list("protocol", [], "conventions to print")
     flags.DEFINE_string("output", None, "where results go")
@@ -46,17 +48,17 @@ def _main(config, values):
     setting = "tta" if values.tta else "single"
     checkpoint = Path(values.checkpoint)
     home = checkpoint if checkpoint.is_dir() else Path("runs") / command.config_name(sys.argv)
-    output = Path(values.output) if values.output else home / f"evaluation-{setting}"
-    results = run(config, checkpoint, setting, output)
+    output = Path(values.output) if values.output else home / f"evaluation-{'ema-' * values.ema}{setting}"
+    results = run(config, checkpoint, setting, output, values.ema)
     print_results(results, values.protocol or list(protocols.PROTOCOLS))
     say(f"\nresults.json, images.npz and predictions/: {output}")
 
 
-def run(config, checkpoint, setting, output):
+def run(config, checkpoint, setting, output, ema=False):
     """Evaluates, or goes on evaluating, into the directory `output`; returns what results.json holds.
 
-    checkpoint: Path of a run, a converted checkpoint or a .pth; setting: single or tta. Raises UserError for what the
-    user can mend.
+    checkpoint: Path of a run, a converted checkpoint or a .pth; setting: single or tta; ema: a run's moving averages.
+    Raises UserError for what the user can mend.
     """
     from isnet_jax import input_pipeline  # needs TensorFlow, which the rest of the package does not
 
@@ -72,27 +74,29 @@ def run(config, checkpoint, setting, output):
     source = input_pipeline.open_split(builder, config.data.eval_split)
     mesh = sharding.make_mesh()
     sharding.check_batch_size(config.test.batch_size, mesh, "config.test.batch_size")
-    with mended_by_user(f"The evaluation in {output}", "--output", "where it stopped"):
-        variables = convert.load_network(checkpoint, model)
+    with mended_by_user(f"The evaluation in {output}", "--output", "where it stopped",
+                        "lower config.test.batch_size, or set config.model.dtype=bfloat16"):
         step, stamp = checkpoint_stamp(checkpoint)
+        variables = convert.load_network(checkpoint, model, ema)
         facts = json.loads(json.dumps({
             "dataset": config.data.name, "split": config.data.eval_split, "images": len(source),
-            "setting": {"name": setting, "mode": "whole", "scales": [1.0], "flip": False, "average": "logits", **settings,
+            "setting": {"name": setting, "mode": "whole", "scales": [1.0], "flip": False, **settings,
                         "resize": config.test.resize, "keep_ratio": config.test.keep_ratio},
-            "checkpoint": str(checkpoint.resolve()), "step": step, "config": config.to_dict(), "names": names,
+            "checkpoint": str(checkpoint.resolve()), "step": step, "ema": ema,
+            "config": config.to_dict(), "names": names,
             "palette": [list(map(int, color)) for color in builder.info.metadata["palette"]]}))
         image_names, *sides = zip(*builder.info.metadata["examples"][config.data.eval_split])
-        record = EvaluationRecord(output, facts, [stamp, str(builder.data_path), image_names], image_names)
+        record = EvaluationRecord(output, facts, [stamp, ema, data_stamp(builder)], image_names)
         if record.results:
             say(f"{output} holds this evaluation already.")
             return record.results
         sizes = input_pipeline.eval_sizes(np.stack(sides, axis=1).tolist(), config)
         plan, found = input_pipeline.eval_plan(sizes, config, np.flatnonzero(record.done))
-        padding = canvases.overhead(found, sizes, input_pipeline.LABEL_WEIGHTS)
+        padding = input_pipeline.padding(plan, sizes) if plan else 0.0
         done, todo, programs = record.done.sum(), (~record.done).sum(), 0
-        canvas_count = f"{len(found.sizes)} canvas{'es' if len(found.sizes) > 1 else ''}"
         say(f"{config.model.backbone} ISNet on {config.data.name} {config.data.eval_split}, {setting}: "
-            f"{len(source)} images{f', {done} of them done' if done else ''}; {canvas_count}, {100 * padding:.1f} % padding; "
+            f"{len(source)} images{f', {done} of them done' if done else ''}; "
+            f"{len(found.sizes)} canvas{'es' if len(found.sizes) > 1 else ''}, {100 * padding:.1f} % padding; "
             f"{mesh.size} {mesh.devices.flat[0].device_kind} device{'s' if mesh.size > 1 else ''}")
         start = time.perf_counter()
         if plan:
@@ -115,12 +119,16 @@ def run(config, checkpoint, setting, output):
 
 
 def checkpoint_stamp(checkpoint):
-    """The step of a checkpoint, None of a file, and what changes when it does."""
-    if checkpoint.is_file():
-        stat = checkpoint.stat()
-        return None, [str(checkpoint.resolve()), stat.st_size, stat.st_mtime_ns]
-    step = checkpoints.newest_step(checkpoint)
-    return step, [str(checkpoint.resolve()), step]
+    """The step of a checkpoint, None of a file, and what changes when its content does."""
+    path = checkpoint if checkpoint.is_file() else checkpoints.newest(checkpoint) or checkpoint
+    stat = path.stat()
+    return int(path.name) if path.name.isdigit() else None, [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+
+
+def data_stamp(builder):
+    """What changes when a data set is prepared anew."""
+    stats = [(path.name, path.stat()) for path in sorted(builder.data_path.iterdir())]
+    return [str(builder.data_path), *([name, stat.length, stat.mtime] for name, stat in stats)]
 
 
 def print_results(results, names):

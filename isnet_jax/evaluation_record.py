@@ -15,7 +15,7 @@ from isnet_jax.checkpoints import write_whole
 from isnet_jax.errors import UserError
 
 SAVE_SECONDS = 20  # no more work than this is lost in a kill, and the batches that wait
-IRRELEVANT = "run", "train", "augment", "data"  # parts of the config that leave the result of an evaluation alone
+RELEVANT = "backbone", "num_classes", "activation", "shortcut", "dtype"  # fields of config.model that move a result
 
 
 class EvaluationRecord:
@@ -32,17 +32,14 @@ class EvaluationRecord:
         the data do; image_names: N strings. Raises UserError if the directory holds another evaluation.
         """
         self.directory, self._facts = Path(directory), facts
-        config = {part: fields for part, fields in facts["config"].items() if part not in IRRELEVANT}
-        config["test"] = {name: value for name, value in config["test"].items() if name not in
-                          ("batch_size", "max_programs", "tta")}
-        self._identity = json.dumps([stamp, facts["dataset"], facts["split"], facts["setting"], facts["names"], config],
-                                    sort_keys=True)
+        self._identity = json.dumps([stamp, facts["dataset"], facts["split"], facts["setting"], facts["names"],
+                                     [facts["config"]["model"][name] for name in RELEVANT]])
         repeated = Counter(image_names)
         self.names = np.array(image_names)
         self.files = np.array([name if repeated[name] == 1 else f"{name}-{i}" for i, name in enumerate(image_names)])
         n, k = len(image_names), len(facts["names"])
-        self.done, self.counts = np.zeros(n, bool), np.zeros((n, 3, k), np.int32)
-        self.boundary, self.confusion = np.zeros((n, 3, k), np.int32), np.zeros((k, k), np.int64)
+        self.counts, self.boundary = np.zeros((n, 3, k), np.int32), np.zeros((n, 3, k), np.int32)
+        self._sums = np.zeros(n, bool), np.zeros((k, k), np.int64)  # together, so that an interrupt finds both or none
         self.results = None
         self._palette = np.array(facts["palette"], np.uint8)
         self._writing, self._pool = [], concurrent.futures.ThreadPoolExecutor(2)
@@ -51,14 +48,23 @@ class EvaluationRecord:
         self._resume()
         (self.directory / "predictions").mkdir(parents=True, exist_ok=True)
 
+    @property
+    def done(self):
+        return self._sums[0]
+
+    @property
+    def confusion(self):
+        return self._sums[1]
+
     def _resume(self):
         finished = self.directory / "results.json"
         if finished.exists():
             try:
                 results = json.loads(finished.read_text())
                 identity = results["identity"]
-            except (ValueError, KeyError, TypeError):
-                identity = None
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{finished} is damaged, or not of an evaluation ({type(error).__name__}: {error}): "
+                                "delete it to evaluate anew, or choose another --output.") from None
             self._require_same(identity, finished)
             self.results = results
         elif self._progress.exists():
@@ -69,8 +75,10 @@ class EvaluationRecord:
             except Exception:  # damaged in some way; nothing is lost but time
                 return
             self._require_same(identity, self._progress)
-            for name, array in stored.items():
-                getattr(self, name)[...] = array
+            done, confusion, counts = (stored[name] for name in ("done", "confusion", "counts"))
+            files = [self.directory / "predictions" / f"{file}.png" for file in self.files[done]]
+            if (confusion.sum(1) == counts[done, 2].sum(0)).all() and all(map(Path.exists, files)):
+                self._sums, self.counts, self.boundary = (done, confusion), counts, stored["boundary"]
 
     def _require_same(self, identity, path):
         if identity != self._identity:
@@ -83,13 +91,15 @@ class EvaluationRecord:
         which = entry.indices[real]
         self.counts[which] = np.asarray(result["counts"])[real]
         self.boundary[which] = np.asarray(result["boundary"])[real]
-        self.confusion += np.asarray(result["confusion"], np.int64)
+        confusion = self.confusion + np.asarray(result["confusion"], np.int64)
         predictions = np.concatenate([np.asarray(shard.data) for shard in sorted(
             result["predictions"].addressable_shards, key=lambda shard: shard.index[0].start or 0)])
         for index, prediction, (height, width) in zip(batch["index"], predictions, batch["label_size"]):
             if index >= 0:
                 self._writing.append(self._pool.submit(self._write, index, prediction[:height, :width]))
-        self.done[which] = True
+        done = self.done.copy()
+        done[which] = True
+        self._sums = done, confusion
         if time.monotonic() > self._saved + SAVE_SECONDS:
             self.save()
 
@@ -119,9 +129,7 @@ class EvaluationRecord:
         self._wait()
         facts, config = self._facts, self._facts["config"]
         boundary = self.boundary.sum(0, dtype=np.int64)
-        found = published.find(facts["dataset"], config["model"]["backbone"], facts["setting"]["name"])
-        if found and found.split != facts["split"]:
-            found = None
+        found = published.find(facts["dataset"], config["model"]["backbone"], facts["split"], facts["setting"])
         results = {**facts, "identity": self._identity, "confusion": self.confusion.tolist(),
                    "boundary": boundary.tolist(),
                    "protocols": {name: in_percent(scores, facts["names"])
@@ -148,8 +156,11 @@ def in_percent(scores, names):
 def _write_arrays(path, **arrays):
     """An .npz file (np.savez takes no array named `file`), whole or not at all."""
     partial = path.with_name(f"{path.name}.partial")
-    with zipfile.ZipFile(partial, "w") as archive:
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
-    partial.replace(path)
+    try:
+        with zipfile.ZipFile(partial, "w") as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -57,20 +57,19 @@ def predict_classes(maps, output_shape, output_size=None):
 
 
 def score_maps(model, variables, images, *, valid_size=None, mode="whole", crop_size=None, stride=None, scales=(1.0,),
-               flip=False, flip_pairs=(), average="softmax", window_batch=None):
+               flip=False, flip_pairs=(), average="softmax"):
     """For each scale, scores (B, h, w, K) and, with `valid_size`, the valid (h, w) (B, 2) of each, else None.
 
     images (B, H, W, 3), normalised. With `valid_size` (B, 2), each image is the (h, w) at the top left of its canvas:
     images of mixed sizes share one program, and what lies outside them changes nothing. `mode="slide"` moves a
-    window of `crop_size` by `stride`, both (height, width); of images without canvas at most `window_batch` windows
-    go through the network at once (None: all of a scale). `flip` adds the mirrored image, whose classes are swapped
+    window of `crop_size` by `stride`, both (height, width). `flip` adds the mirrored image, whose classes are swapped
     by `flip_pairs` (LIP: left and right); `average` says whether softmax or logits are averaged. Raises UserError for
     arguments that do not fit together.
     """
     if mode not in ("whole", "slide") or average not in ("softmax", "logits"):
         raise UserError(f"mode is {mode!r} and average {average!r}; choose 'whole' or 'slide', 'softmax' or 'logits'.")
-    if mode == "slide" and not (crop_size and stride):
-        raise UserError("mode 'slide' needs crop_size and stride.")
+    if mode == "slide" and not (crop_size and stride and all(0 < s <= c for s, c in zip(stride, crop_size))):
+        raise UserError("mode 'slide' needs crop_size and a stride that is no larger: windows must meet.")
 
     def network(x, size=None):
         """x (B, h, w, 3) -> scores at stride 8 (4 with the shortcut) or, of windows, at their own resolution."""
@@ -88,10 +87,8 @@ def score_maps(model, variables, images, *, valid_size=None, mode="whole", crop_
             size = None if size is None else size.repeat(2, axis=0)
         if mode == "whole":
             maps = network(x, size)
-        elif size is None:
-            maps = sliding_window(network, x, crop_size, stride, window_batch)
         else:
-            maps = sliding_window_in_canvas(network, x, size, crop_size, stride)
+            maps = sliding_window(network, x, crop_size, stride, size)
         if flip:
             maps = maps.reshape(-1, 2, *maps.shape[1:])
             mirrored = mirror(maps[:, 1], map_size)[..., swapped_classes(maps.shape[-1], flip_pairs)]
@@ -103,12 +100,13 @@ def score_maps(model, variables, images, *, valid_size=None, mode="whole", crop_
 def rescale(images, scale, valid_size=None):
     """images (B, H, W, C) resized by `scale`, a constant, and their sizes (B, 2) then (None: no canvas).
 
-    Sizes round down; positions follow `scale` itself, not the ratio of the sizes (PyTorch's
+    Sizes round down, to 1 at least; positions follow `scale` itself, not the ratio of the sizes (PyTorch's
     `interpolate(scale_factor=scale)`).
     """
     if scale == 1:
         return images, valid_size
-    scaled = [np.floor(np.arange(n + 1) * float(scale)).astype(np.int32) for n in images.shape[1:3]]  # n -> floor(n s)
+    scaled = [np.maximum(np.floor(np.arange(n + 1) * float(scale)), 1).astype(np.int32)  # n -> floor(n s)
+              for n in images.shape[1:3]]
     shape = [int(lengths[-1]) for lengths in scaled]
     if valid_size is None:
         return resize(images, shape, scale=scale), None
@@ -140,42 +138,23 @@ def window_starts(length, crop, stride):
     return [max(min(i * stride, length - crop), 0) for i in range(count)]
 
 
-def sliding_window(network, images, crop_size, stride, window_batch=None):
-    """Mean over the windows that cover each pixel of `network`: (N, h, w, C) -> (N, h, w, K).
+def sliding_window(network, images, crop_size, stride, size=None):
+    """Mean over the windows that cover each pixel of `network`: (B, h, w, C), their valid sizes -> (B, h, w, K).
 
-    images (B, H, W, C) -> (B, H, W, K). Windows are cut at the border of images smaller than `crop_size`.
-    """
-    (b, height, width, channels), (h, w) = images.shape, np.minimum(crop_size, images.shape[1:3])
-    starts = [(y, x) for y in window_starts(height, crop_size[0], stride[0])
-              for x in window_starts(width, crop_size[1], stride[1])]
-    crops = jnp.stack([images[:, y:y + h, x:x + w] for y, x in starts])  # (windows, B, h, w, C)
-    crops = crops.reshape(-1, h, w, channels)
-    if window_batch is None or len(crops) <= window_batch:
-        maps = network(crops)
-    else:
-        maps = jax.lax.map(lambda crop: network(crop[None])[0], crops, batch_size=window_batch)
-    maps = maps.reshape(len(starts), b, h, w, -1)
-    total, count = jnp.zeros((b, height, width, maps.shape[-1]), maps.dtype), np.zeros((height, width, 1))
-    for (y, x), scores in zip(starts, maps):
-        total = total.at[:, y:y + h, x:x + w].add(scores)
-        count[y:y + h, x:x + w] += 1
-    return total / count.astype(maps.dtype)
-
-
-def sliding_window_in_canvas(network, images, size, crop_size, stride):
-    """`sliding_window` for images that are the (h, w) = `size` (B, 2) at the top left of a canvas.
-
-    network: (B, h, w, C) and the valid sizes (B, 2) -> (B, h, w, K). The windows that the largest image of the canvas
-    has are visited one after the other, each for the whole batch; an image with fewer adds nothing in the others.
+    images (B, H, W, C) -> (B, H, W, K). Windows are visited one after the other, each for the whole batch, so that
+    memory does not grow with their number; they are cut at the border of images smaller than `crop_size`. With `size`
+    (B, 2), images are the (h, w) at the top left of a canvas, and one with fewer windows than the canvas has adds
+    nothing in the others; without, `network` gets None for the sizes.
     """
     b, channels = images.shape[0], images.shape[3]
     h, w = shape = np.minimum(crop_size, images.shape[1:3])
-    window_size = jnp.minimum(size, shape)  # (B, 2)
-    inside = valid_mask(window_size, h, w)[..., 0]  # (B, h, w)
+    full = jnp.broadcast_to(jnp.array(images.shape[1:3]), (b, 2)) if size is None else size
+    window_size = None if size is None else jnp.minimum(size, shape)  # (B, 2)
+    inside = valid_mask(jnp.minimum(full, shape), h, w)  # (B, h, w, 1)
     starts, used = [], []
     for axis in (0, 1):
         index = jnp.arange(len(window_starts(images.shape[1 + axis], crop_size[axis], stride[axis])))[:, None]
-        room = size[:, axis] - crop_size[axis]  # (B,); where the last window begins
+        room = full[:, axis] - crop_size[axis]  # (B,); where the last window begins
         starts.append(jnp.clip(index * stride[axis], 0, jnp.maximum(room, 0)))  # (windows, B)
         used.append((index == 0) | ((index - 1) * stride[axis] < room))
     rows, columns = (grid.reshape(-1, b) for grid in jnp.broadcast_arrays(starts[0][:, None], starts[1][None]))
@@ -189,7 +168,7 @@ def sliding_window_in_canvas(network, images, size, crop_size, stride):
         total, count = carry
         y, x, use = window  # (B,)
         crops = jax.vmap(lambda image, y, x: jax.lax.dynamic_slice(image, (y, x, 0), (h, w, channels)))(images, y, x)
-        weight = (inside * use[:, None, None])[..., None].astype(total.dtype)
+        weight = (inside & use[:, None, None, None]).astype(total.dtype)
         scores = jnp.where(weight > 0, network(crops, window_size), 0)
         return (jax.vmap(add)(total, scores, y, x), jax.vmap(add)(count, weight, y, x)), None
 

@@ -155,8 +155,10 @@ def eval_plan(sizes, config, done=()):
     """Batches in which every example but those `done` occurs once, and Canvases, at most config.test.max_programs.
 
     sizes as from `eval_sizes`. Which canvas an example lies on does not depend on what is done. Nothing is dropped.
+    Canvases are no more than batches can be filled.
     """
-    found = canvases.choose(sizes, config.test.max_programs, LABEL_WEIGHTS)
+    programs = min(config.test.max_programs, 1 + len(sizes) // config.test.batch_size)
+    found = canvases.choose(sizes, programs, LABEL_WEIGHTS)
     todo = np.setdiff1d(np.arange(len(sizes)), done)
     plan = []
     for i, canvas in enumerate(found.sizes.tolist()):
@@ -168,6 +170,14 @@ def eval_plan(sizes, config, done=()):
         plan += [EvalBatch(tuple(canvas[:2]), tuple(canvas[2:]), padded, batch) for batch in
                  filled.reshape(count, config.test.batch_size)]
     return plan, found
+
+
+def padding(plan, sizes):
+    """What a plan computes beyond the images themselves, as a share of them: canvases, and batches filled up."""
+    held = np.concatenate([entry.indices[entry.indices >= 0] for entry in plan])
+    computed = sum(len(entry.indices) * canvases.cost(np.array([*entry.shape, *entry.label_shape]), LABEL_WEIGHTS)
+                   for entry in plan)
+    return computed / canvases.cost(sizes[held], LABEL_WEIGHTS).sum() - 1
 
 
 def eval_batches(source, config, plan, process_index=0, process_count=1):

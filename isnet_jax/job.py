@@ -18,7 +18,9 @@ def run(config, workdir):
     Returns {"weights", "ema" if there is a moving average} of `metrics.scores`, of the last step. Raises UserError
     for anything the user can mend.
     """
-    with mended_by_user(f"The run in {workdir}", "--workdir", "from the last checkpoint"):
+    with mended_by_user(f"The run in {workdir}", "--workdir", "from the last checkpoint",
+                        "lower config.train.global_batch_size (or config.test.batch_size), or set "
+                        "config.model.remat=True or config.model.dtype=bfloat16"):
         return _run(config, workdir)
 
 

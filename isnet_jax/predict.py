@@ -6,6 +6,7 @@ usage: python -m isnet_jax.predict --checkpoint=DIR [--tta] [--format=FORMAT] --
   --checkpoint  the directory of a training run or of isnet_jax.convert, whose config is then used; or an official .pth
   --output      the directory for NAME.png (class indices, in the data set's colours) and NAME_overlay.jpg (to look at);
                 the folders inside a folder are kept, files that exist are replaced
+  --ema         the moving averages of a run's weights, if it kept any
   --tta         several scales and the mirrored image as config.test.tta says: better, and several times slower
   --format      cityscapes, ade20k or lip: only NAME.png, grey, with the values that benchmark's server expects
 
@@ -30,7 +31,7 @@ import tqdm
 from absl import flags
 from PIL import Image
 
-from isnet_jax import canvases, checkpoints, convert, datasets, decoding, inference, pictures, pth, sharding
+from isnet_jax import canvases, checkpoints, convert, datasets, decoding, inference, pictures, sharding
 from isnet_jax import config as configs
 from isnet_jax.console import say
 from isnet_jax.datasets import tables
@@ -56,11 +57,11 @@ class Task(NamedTuple):
     header: decoding.Header
 
 
-def load(checkpoint, config=None):
+def load(checkpoint, config=None, ema=False):
     """Config, model and {"params", "batch_stats"} of a checkpoint.
 
-    checkpoint: a directory, whose own config is taken where `config` is None, or an official .pth. Raises UserError if
-    it cannot be read, is of another network, or needs a config.
+    checkpoint: a directory, whose own config is taken where `config` is None, or an official .pth; ema: of a run, the
+    moving averages. Raises UserError if it cannot be read, is of another network, or needs a config.
     """
     path = Path(checkpoint)
     if not path.exists():
@@ -72,11 +73,7 @@ def load(checkpoint, config=None):
                             "tested: add --config=FILE[:BACKBONE], as in --config=configs/ade20k.py:resnet101.")
         config = recorded_config(path)
     model = create_model(config.model)
-    template = convert.variable_shapes(model)
-    if path.is_dir():
-        return config, model, checkpoints.load_variables(path, template)
-    variables = convert.from_torch(pth.state_dict(path), model)
-    return config, model, jax.tree.map(lambda x, wanted: np.asarray(x, wanted.dtype), variables, template)
+    return config, model, convert.load_network(path, model, ema)
 
 
 def recorded_config(directory):
@@ -276,6 +273,7 @@ def _write(root, task, image, prediction, palette, values):
 def _define_flags():
     for name in "checkpoint", "output":
         flags.DEFINE_string(name, None, name, required=True)
+    flags.DEFINE_boolean("ema", False, "moving averages")
     flags.DEFINE_boolean("tta", False, "several scales and mirroring")
     flags.DEFINE_enum("format", None, list(FORMATS), "a benchmark's")
 
@@ -285,7 +283,7 @@ def _main(config, values, *words):
         raise flags.Error("IMAGE_OR_FOLDER is missing")
     images = find_images(words)
     check_output(values.output, images, words)
-    config, model, variables = load(values.checkpoint, config)
+    config, model, variables = load(values.checkpoint, config, values.ema)
     file_values = FORMATS.get(values.format)
     if file_values and len(file_values) != config.model.num_classes:
         raise UserError(f"--format={values.format} is for networks of {len(file_values)} classes; this one has "

@@ -35,9 +35,31 @@ RESULTS = {  # (data set, backbone): (single scale, scales and flip; of LIP flip
 }
 
 
-def find(dataset, backbone, setting):
-    """The `Published` result of a data set, backbone and setting (single or tta), None where there is none."""
-    row = RESULTS.get((dataset, backbone))
-    if row is None or setting not in ("single", "tta"):
+def official_setting(dataset, backbone, name):
+    """How the official code tests a recipe, single scale or tta: the fields of an evaluation's setting that matter."""
+    resize, keep_ratio = {"cityscapes": ([], True), "lip": ([473, 473], False)}.get(dataset, ([2048, 512], True))
+    setting = {"mode": "whole", "scales": [1.0], "flip": False, "resize": resize, "keep_ratio": keep_ratio}
+    if name == "single":
+        return setting
+    logits = (dataset == "lip" or dataset == "coco_stuff10k" and backbone != "resnest101"
+              or dataset == "cityscapes" and backbone == "resnet101")
+    setting |= {"flip": True, "average": "logits" if logits else "softmax"}
+    if dataset == "cityscapes":
+        setting |= {"mode": "slide", "stride": [341, 341],
+                    "crop_size": [1024, 512] if backbone == "resnet101" else [512, 1024]}
+    if dataset != "lip":
+        setting["scales"] = [0.5, 0.75, 1.0, 1.25, 1.5] + [1.75] * (dataset != "coco_stuff10k")
+    return setting
+
+
+def find(dataset, backbone, split, setting):
+    """The `Published` result of an evaluation, None where there is none or it was not tested as officially.
+
+    setting: the "setting" of its results.json.
+    """
+    row, name = RESULTS.get((dataset, backbone)), setting.get("name")
+    if row is None or split != SPLITS[dataset] or name not in ("single", "tta"):
         return None
-    return Published(SPLITS[dataset], row[setting == "tta"], setting, SOURCE)
+    if any(setting.get(field) != value for field, value in official_setting(dataset, backbone, name).items()):
+        return None
+    return Published(split, row[name == "tta"], name, SOURCE)

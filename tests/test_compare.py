@@ -30,7 +30,8 @@ def write_evaluation(directory, names, truths, predictions, **changes):
         image.save(directory / "predictions" / f"{name}.png")
     counts = np.array([metrics.class_counts(confusion) for confusion in confusions])
     record = {"dataset": "cityscapes", "split": "val", "images": len(names), "checkpoint": "runs/x", "step": 7,
-              "setting": {"name": "single", "mode": "whole", "crop_size": None, "scales": [1.0], "flip": False},
+              "setting": {"name": "single", "mode": "whole", "crop_size": None, "scales": [1.0], "flip": False,
+                          "resize": [], "keep_ratio": True},
               "config": {"model": {"backbone": "resnet50"}}, "names": NAMES, "palette": PALETTE,
               "confusion": sum(confusions).tolist(), "boundary": counts.sum(0).tolist(), "protocols": {}, "run": {}}
     (directory / "results.json").write_text(json.dumps(record | changes))

@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import random_variables
 from PIL import Image
 
-from isnet_jax import checkpoints, config, convert, create_model, results
+from isnet_jax import UserError, checkpoints, config, convert, create_model, evaluation_record, results
+from isnet_jax.input_pipeline import EvalBatch
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
@@ -43,7 +45,8 @@ def place(tmp_path_factory):
         height, width = ((40, 60), (52, 44), (30, 60))[i % 3]
         label = rng.integers(0, 3, (height // 8 + 1, width // 8 + 1)).repeat(8, 0).repeat(8, 1)[:height, :width]
         label[:3] = 255
-        Image.fromarray(rng.integers(0, 256, (height, width, 3)).astype(np.uint8)).save(place / f"tree/images/{i:02d}.png")
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3)).astype(np.uint8))
+        image.save(place / f"tree/images/{i:02d}.png")
         Image.fromarray(label.astype(np.uint8)).save(place / f"tree/labels/{i:02d}.png")
     (place / "config.py").write_text(CONFIG.replace("SOURCE", str(place / "tree")).replace("DATA", str(place / "data")))
     c = config.default("resnet18")
@@ -107,6 +110,48 @@ def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(place):
 
     code, _, err = run(place, "--checkpoint=weights", "--output=whole", "--tta")
     assert code == 1 and "of another evaluation" in err
+    newest = checkpoints.newest(place / "weights")
+    os.utime(newest, ns=(0, 0))  # as if written anew
+    code, _, err = run(place, "--checkpoint=weights", "--output=whole")
+    assert code == 1 and "of another evaluation" in err
+    (place / "whole/results.json").write_text("")
+    code, _, err = run(place, "--checkpoint=weights", "--output=whole")
+    assert code == 1 and "is damaged" in err
+
+
+FACTS = {"dataset": "d", "split": "val", "names": ["a", "b"], "palette": [[0, 0, 0], [9, 9, 9]],
+         "setting": {"name": "single"}, "config": {"model": dict.fromkeys(evaluation_record.RELEVANT)}}
+
+
+def record_with_batch(directory, indices, stamp="x"):
+    """An EvaluationRecord of three images, and what `add` takes for a batch of them."""
+    record = evaluation_record.EvaluationRecord(directory, FACTS, stamp, ["one", "two", "three"])
+    count = len(indices)
+    predictions = jax.numpy.zeros((count, 4, 4), "uint8")
+    counts = np.tile(np.array([[10, 0], [16, 0], [10, 6]]), (count, 1, 1))
+    result = {"predictions": predictions, "counts": counts, "boundary": counts,
+              "confusion": count * np.array([[10, 0], [6, 0]])}
+    batch = {"index": np.array(indices), "label_size": np.full((count, 2), 4)}
+    return record, (EvalBatch((4, 4), (4, 4), False, np.array(indices)), batch, result)
+
+
+def test_an_interrupt_within_a_batch_leaves_it_out_whole(tmp_path):
+    record, first = record_with_batch(tmp_path, [0])
+    record.add(*first)
+    _, second = record_with_batch(tmp_path, [1, 2])
+    second[2]["confusion"] = property  # stands for an interrupt while the batch is being taken
+    with pytest.raises(TypeError):
+        record.add(*second)
+    record.save()
+    again, second = record_with_batch(tmp_path, [1, 2])
+    assert again.done.tolist() == [True, False, False] and again.confusion.sum() == 16
+    again.add(*second)
+    again.save()
+    assert record_with_batch(tmp_path, [])[0].done.all()
+    (tmp_path / "predictions/two.png").unlink()  # then nothing is trusted
+    assert not record_with_batch(tmp_path, [])[0].done.any()
+    with pytest.raises(UserError, match="of another evaluation"):
+        record_with_batch(tmp_path, [], stamp="prepared anew")
 
 
 def test_official_files_and_tta(place):
@@ -126,7 +171,19 @@ def test_official_files_and_tta(place):
     (("--checkpoint=weights", "--protocol=oficial"), 2, "--protocol=oficial is none of official"),
     (("--checkpoint=weights", "--config.data.eval_split=test"), 1, "has no split 'test'"),
     (("--checkpoint=weights", "--config.model.backbone=resnet34"), 1, "of another network"),
+    (("--checkpoint=weights", "--ema"), 1, "holds no moving average"),
 ])
 def test_mistakes(place, words, code, part):
     found, out, err = run(place, *words)
     assert found == code and part in err and "Traceback" not in err, err
+
+
+def test_moving_averages_of_a_run(tmp_path):
+    weights = {"params": {"a": np.arange(3.0)}, "batch_stats": {"b": np.ones(2)}}
+    averages = jax.tree.map(lambda x: -x, weights)
+    saved = checkpoints.Checkpoints(tmp_path, config.default().to_dict())
+    saved.save(5, {**weights, "ema": averages, "step": np.int32(5)})
+    saved.close()
+    for ema, expected in (False, weights), (True, averages):
+        jax.tree.map(np.testing.assert_array_equal, checkpoints.load_variables(tmp_path, weights, ema), expected)
+    assert checkpoints.newest(tmp_path).name == "5"

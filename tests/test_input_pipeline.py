@@ -103,7 +103,8 @@ def test_image_and_label_stay_aligned_through_the_geometry():
 
 
 def test_evaluation_drops_nothing_and_fills_up_the_last_batch_of_each_canvas():
-    sizes = input_pipeline.eval_sizes([(record["height"], record["width"]) for record in SOURCE.records], small_config())
+    sizes = [(record["height"], record["width"]) for record in SOURCE.records]
+    sizes = input_pipeline.eval_sizes(sizes, small_config())
     for programs, done in ((1, ()), (2, ()), (3, ()), (2, (0, 3, 10))):
         c = small_config(**{"test.max_programs": programs})
         plan, found = input_pipeline.eval_plan(sizes, c, done)

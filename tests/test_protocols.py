@@ -1,10 +1,17 @@
 """Conventions of scoring: by hand, and against the Cityscapes evaluator."""
+import json
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
 
 from isnet_jax import metrics, protocols, published
+from isnet_jax.config import inference_settings
+
+ROOT = Path(__file__).parents[1]
 
 # Class 2 occurs nowhere, class 3 is only predicted.
 CONFUSION = np.array([[6, 2, 0, 1], [1, 8, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
@@ -107,7 +114,16 @@ def test_cityscapes_agrees_with_its_evaluator_to_the_last_digit(tmp_path, monkey
 
 def test_published_results():
     assert len(published.RESULTS) == 12
-    assert published.find("cityscapes", "resnet101", "tta")[:3] == ("val", 81.96, "tta")
-    assert published.find("coco_stuff10k", "resnest101", "single")[:3] == ("test", 41.55, "single")
-    for nothing in (("camvid", "resnet50", "single"), ("lip", "resnet18", "tta"), ("lip", "resnet50", "other")):
-        assert published.find(*nothing) is None
+    for (dataset, backbone), scores in published.RESULTS.items():
+        config_name = dataset.removesuffix("10k")
+        c = runpy.run_path(str(ROOT / f"configs/{config_name}.py"))["get_config"](backbone)
+        assert c.data.name == dataset and c.data.eval_split == published.SPLITS[dataset]
+        for name, miou in zip(("single", "tta"), scores):
+            setting = {"name": name, "mode": "whole", "scales": (1.0,), "flip": False,
+                       **inference_settings(c, name == "tta"), "resize": c.test.resize, "keep_ratio": c.test.keep_ratio}
+            setting = json.loads(json.dumps(setting))  # as results.json has it
+            assert published.find(dataset, backbone, c.data.eval_split, setting)[:3] == (c.data.eval_split, miou, name)
+            for changes in {"resize": [96, 64]}, {"scales": [1.0, 2.0]}, {"mode": "other"}, {"name": "other"}:
+                assert published.find(dataset, backbone, c.data.eval_split, setting | changes) is None
+            assert published.find(dataset, backbone, "train", setting) is None
+            assert published.find("camvid", backbone, "val", setting) is None

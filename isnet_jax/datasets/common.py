@@ -31,8 +31,8 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder):
       name: the item's.
 
     info.metadata holds 'names' (K strings), 'palette' (K lists [r, g, b]), 'source' (the absolute path it was
-    prepared from, '' if there is none) and 'examples', {split: a list of [name, height, width] of each}. A subclass sets the constants and defines `items`, `check`, `stamp`
-    and, unless its findings hold the images, `image`.
+    prepared from, '' if there is none) and 'examples', {split: a list of [name, height, width] of each}. A
+    subclass sets the constants and defines `items`, `check`, `stamp` and, unless its findings hold the images, `image`.
     """
 
     VERSION = tfds.core.Version('1.0.0')
