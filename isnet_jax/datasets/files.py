@@ -148,9 +148,9 @@ def to_train_ids(label, table, path):
     wrong = ~inside | (ids < 0)
     if wrong.any():
         row, col = np.argwhere(wrong)[0]
-        raise UserError(f'{path} holds values that are no labels: {_ranges(np.unique(label[wrong]))}, in {wrong.sum()} '
-                        f'pixels, the first at row {row}, column {col}; the labels allowed are '
-                        f'{_ranges(np.flatnonzero(np.asarray(table) >= 0))}.')
+        raise UserError(f'{path} holds values that are no labels: {_ranges(np.unique(label[wrong]))}, in '
+                        f'{wrong.sum()} pixel{"s" if wrong.sum() > 1 else ""}, the first at row {row}, column {col}; '
+                        f'the labels allowed are {_ranges(np.flatnonzero(np.asarray(table) >= 0))}.')
     return ids.astype(np.uint8)
 
 
