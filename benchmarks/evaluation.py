@@ -26,7 +26,6 @@ from absl import flags
 from benchmarks import docs
 from isnet_jax import command, convert, create_model, datasets, evaluation, sharding
 from isnet_jax.config import inference_settings
-from isnet_jax.console import say
 from isnet_jax.inference import predict
 from isnet_jax.photometry import normalize
 
@@ -70,12 +69,8 @@ def _main(config, values):
     variables = jax.device_put(random_variables(model), sharding.replicated(mesh))
     sizes = input_pipeline.eval_sizes([(record["height"], record["width"]) for record in source], config)
     plan, found = input_pipeline.eval_plan(sizes, config)
-    lines = []
-
-    def tell(text):
-        say(text)
-        lines.extend(text.splitlines())
-
+    section = docs.Section("evaluation")
+    tell = section.tell
     tell(f"{config.model.backbone}, {model.num_classes} classes, {config.model.dtype}, {mesh.size} "
          f"{mesh.devices.flat[0].device_kind}: {len(source)} images of {len(np.unique(sizes, axis=0))} sizes")
     start = time.perf_counter()
@@ -120,7 +115,7 @@ def _main(config, values):
     tell(f"{differing} of {pixels} pixels are predicted differently{largest}; "
          f"{np.abs(batched['confusion'] - total).sum() // 2} counts of the confusion matrix move")
     if values.write:
-        docs.write("evaluation", lines)
+        section.write()
 
 
 def _define_flags():

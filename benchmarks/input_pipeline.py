@@ -22,7 +22,6 @@ from absl import flags
 
 from benchmarks import docs, opencv_recipe
 from isnet_jax import command, datasets
-from isnet_jax.console import say
 
 
 class Stopwatch:
@@ -113,12 +112,8 @@ def _main(config, values):
     config.train.global_batch_size = batch_size = min(config.train.global_batch_size, len(source))
     height, width = (round(float(np.mean([source[i][side] for i in range(min(len(source), 500))])))
                      for side in ("height", "width"))
-    lines = []
-
-    def tell(text):
-        say(text)
-        lines.extend(text.splitlines())
-
+    section = docs.Section("input")
+    tell = section.tell
     tell(f"{config.data.name}, {len(source)} images, {height} x {width} (height x width) on average, to crops of "
         f"{config.augment.crop_size[0]} x {config.augment.crop_size[1]}, on one core")
 
@@ -143,7 +138,7 @@ def _main(config, values):
 
 
     if values.write:
-        docs.write("input", lines)
+        section.write()
 
 
 def _define_flags():
