@@ -159,7 +159,7 @@ def predict(variables, images, model):  # uint8 (B, H, W, 3) -> classes, uint8 (
 def jax_speed(name, training, quick):
     """Images per second and costs of a train step or of inference."""
     config, shape, wanted = recipe(name, training, quick)
-    model, mesh = create_model(config.model), sharding.make_mesh(jax.devices()[:1])
+    model, mesh = create_model(config.model), sharding.make_mesh(devices=jax.devices()[:1])
     optimizer = train.make_optimizer(config.train, 100_000)
     variables = convert.from_torch({key: weights.tensor(key, form) for key, (_, form)
                                     in convert.official_names(model).items()}, model)
@@ -172,7 +172,7 @@ def jax_speed(name, training, quick):
         batch = {"image": images, "label": labels, "window": np.tile(np.array([0, 0, *shape], np.int32), (size, 1))}
         batch, losses = sharding.to_devices(batch, mesh), {}
         if training:
-            function, inputs = train.make_train_step(model, optimizer, config, mesh), batch
+            function, inputs = train.make_train_step(model, optimizer, config, mesh, sharding.replicated(mesh)), batch
             state = jax.jit(partial(train.state_from_variables, optimizer=optimizer))(variables)
         else:
             function, inputs, state = jax.jit(partial(predict, model=model)), batch["image"], jax.device_put(variables)

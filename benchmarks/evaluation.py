@@ -28,6 +28,7 @@ from isnet_jax import command, convert, create_model, datasets, evaluation, shar
 from isnet_jax.config import inference_settings
 from isnet_jax.inference import predict
 from isnet_jax.photometry import normalize
+from isnet_jax.records import Records
 
 REFERENCE = Path(__file__).resolve().parents[1] / "tests/reference"
 
@@ -63,12 +64,13 @@ def _main(config, values):
     from isnet_jax import input_pipeline
     builder = datasets.load(config.data.name, config.data.data_dir, config.data.source, config.data.folder)
     splits = config.data.train_split, config.data.eval_split
-    source = Copies([input_pipeline.open_split(builder, split) for split in splits], values.images, values.longest)
+    source = Records(Copies([input_pipeline.open_split(builder, split) for split in splits], values.images,
+                            values.longest))
     config.test.resize = ()
     model, mesh, settings = create_model(config.model), sharding.make_mesh(), inference_settings(config)
     variables = jax.device_put(random_variables(model), sharding.replicated(mesh))
     sizes = input_pipeline.eval_sizes([(record["height"], record["width"]) for record in source], config)
-    plan, found = input_pipeline.eval_plan(sizes, config)
+    plan, found = input_pipeline.eval_plan(sizes, config.test.batch_size, config.test.max_programs)
     section = docs.Section("evaluation")
     tell = section.tell
     tell(f"{config.model.backbone}, {model.num_classes} classes, {config.model.dtype}, {mesh.size} "
@@ -87,8 +89,7 @@ def _main(config, values):
 
     start = time.perf_counter()
     one = jax.jit(partial(evaluation.eval_step, model=model, settings=settings, boundary=False), static_argnums=2)
-    config.test.batch_size, config.test.max_programs = 1, len(sizes)
-    alone_plan, _ = input_pipeline.eval_plan(sizes, config)
+    alone_plan, _ = input_pipeline.eval_plan(sizes, 1, len(sizes))
     total, differing, margins = 0, 0, []
     on_one = jax.device_put(variables, jax.devices()[0])
     for batch in input_pipeline.eval_batches(source, config, alone_plan):

@@ -1,15 +1,24 @@
-"""Checkpoints in a workdir: Orbax, written in the background, with the config they belong to."""
+"""Checkpoints in a workdir: Orbax, written in the background, with their checksums and the config they belong to."""
+import contextlib
+import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from isnet_jax import config as configs
+from isnet_jax import digest, distributed
+from isnet_jax.console import say
 from isnet_jax.errors import UserError, mismatches
 
 CONFIG_FILE = "config.json"
+DIGEST = "digest"  # the entry of a checkpoint with the checksums of the others
+DAMAGED = "damaged-checkpoints"
 CONVERTED = "converted_from"  # in the config.json of what isnet_jax.convert wrote
 
 
@@ -47,33 +56,81 @@ class Checkpoints:
         elif any(self.workdir.glob("checkpoints/*")):
             raise UserError(f"{self.workdir} holds checkpoints but no {CONFIG_FILE}, so there is no telling whose they "
                             f"are. Choose another {flag}.")
-        if jax.process_index() == 0:
+        distributed.wait_for_all("claim")
+        if distributed.is_first():
             write_whole(path, json.dumps(record, indent=2, sort_keys=True) + "\n")
 
-    def latest_step(self):
-        return self._manager.latest_step()
+    def steps(self):
+        """Steps of the finished checkpoints, the newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
 
     def save(self, step, state):
-        """Writes the pytree `state` under `step` in the background; a step already there is left alone."""
-        if step != self._manager.latest_step():
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+        """Writes the pytree `state` under `step` in the background; a step already there is left alone.
+
+        Raises UserError if this checkpoint, or the one before it, cannot be written.
+        """
+        if step not in self.steps():
+            tree = as_dict(state)
+            with self._writing():
+                self._manager.save(step, args=ocp.args.StandardSave({**tree, DIGEST: digest.of_tree(tree)}))
 
     def restore(self, template):
-        """The latest state, with the shapes, dtypes and shardings of `template` (arrays or ShapeDtypeStructs)."""
-        step = self.latest_step()
-        try:
-            return self._manager.restore(step, args=ocp.args.StandardRestore(template))
-        except Exception as error:  # Orbax and TensorStore raise many kinds
-            raise _damaged(self.workdir / "checkpoints" / str(step), error, "Delete that directory to go on from the "
-                           "checkpoint before it, if there is one.") from None
+        """The newest state that is whole, None without any; damaged ones are told of and put aside.
+
+        template: a TrainState of ShapeDtypeStructs with shardings, on any mesh. Every process reads all by itself.
+        Raises UserError if there are checkpoints, but none is whole, or if they are of another network.
+        """
+        wanted, steps = as_dict(template), self.steps()
+        for step in steps:
+            path, problem, found = self.workdir / "checkpoints" / str(step), "", None
+            try:
+                found = _read(path, wanted)
+            except _Damaged as error:
+                problem = str(error)
+            if distributed.all_of(not problem):
+                return template.replace(**jax.tree.map(_place, found, wanted))
+            self._put_aside(path, problem or f"The checkpoint {path} is damaged: another process cannot read it.")
+        if steps:
+            raise UserError(f"None of the checkpoints of {self.workdir} is whole any more; they are in {DAMAGED}/ there. "
+                            "Give the same command again to start anew, or restore one of them from a backup.")
+        return None
+
+    def _put_aside(self, path, problem):
+        say(f"{problem} It is put aside in {self.workdir / DAMAGED}.")
+        if distributed.is_first():
+            (self.workdir / DAMAGED).mkdir(exist_ok=True)
+            target = self.workdir / DAMAGED / path.name
+            shutil.rmtree(target, ignore_errors=True)
+            path.rename(target)
+        distributed.wait_for_all(f"put aside {path.name}")
+        self._manager.reload()
+
+    def check(self):
+        """Raises UserError if a checkpoint could not be written in the background."""
+        with self._writing():
+            self._manager.check_for_errors()
 
     def wait(self):
-        """Returns when everything saved is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when everything saved is on disk; raises UserError as `save`."""
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            if distributed.is_loss(error):
+                raise
+            good = self.steps()
+            raise UserError(f"A checkpoint cannot be written to {self.workdir / 'checkpoints'}: {_reason(error)}. Make "
+                            "room, or mend what else it says; the same command then goes on from "
+                            f"{f'the checkpoint of step {good[0]}' if good else 'the start'}.") from error
 
     def close(self):
-        self.wait()
-        self._manager.close()
+        """Waits for what is being written, if that can be; errors were told by `check`, `save` or `wait`."""
+        with contextlib.suppress(Exception):
+            self._manager.close()
 
 
 def write_whole(path, text):
@@ -101,9 +158,52 @@ def read_config(directory):
         raise UserError(f"{path} is damaged ({error}); restore it, or use another directory.") from None
 
 
-def _damaged(path, error, advice):
-    reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-    return UserError(f"The checkpoint {path} cannot be read: it is damaged ({reason}). {advice}")
+class _Damaged(UserError):
+    """The message says which checkpoint, and why."""
+
+
+def as_dict(state):
+    """The fields of a TrainState, those that are not None, or a dict as it is."""
+    fields = vars(state) if dataclasses.is_dataclass(state) else state
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _reason(error):
+    text = str(error).strip()
+    if "No space left" in text:
+        return "No space left on device"
+    return text.splitlines()[0][:300] if text else type(error).__name__
+
+
+def _read(path, wanted):
+    """Some of the fields of the checkpoint .../STEP as NumPy arrays.
+
+    wanted: {field: tree of arrays or ShapeDtypeStructs}. Raises UserError if they are damaged or of another network.
+    """
+    handler, directory = ocp.PyTreeCheckpointHandler(), epath.Path(path / "default")
+    try:
+        there = handler.metadata(directory).tree
+        if "ema" in wanted and not there.get("ema"):
+            raise UserError(f"The checkpoint {path} holds no moving average of the weights: it was trained with "
+                            "config.train.ema_decay=0. Leave out --ema.")
+        _check_network(path, _shapes({name: there.get(name, {}) for name in wanted}), _shapes(wanted))
+        template = {**wanted, DIGEST: {name: there[DIGEST][name] for name in wanted}}
+        found = handler.restore(directory, args=ocp.args.PyTreeRestore(
+            item=template, restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), template),
+            partial_restore=True))
+        expected = found.pop(DIGEST)
+        wrong = [name for name, sums in digest.of_tree(found).items() if not np.array_equal(sums, expected[name])]
+        if wrong:
+            raise ValueError(f"the checksum of {', '.join(wrong)} differs")
+        return found
+    except UserError:
+        raise
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+        raise _Damaged(f"The checkpoint {path} is damaged: {_reason(error)}.") from None
+
+
+def _place(array, like):
+    return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
 
 
 def save_variables(directory, config, variables, source):
@@ -127,29 +227,11 @@ def load_variables(directory, template, ema=False):
     """
     directory = Path(os.path.abspath(directory))
     read_config(directory)
-    manager = ocp.CheckpointManager(directory / "checkpoints", item_handlers=ocp.PyTreeCheckpointHandler(),
-                                    options=ocp.CheckpointManagerOptions(read_only=True))
-    step = manager.latest_step()
-    if step is None:
+    path = newest(directory)
+    if path is None:
         raise UserError(f"{directory} holds no finished checkpoint.")
-    path = directory / "checkpoints" / str(step)
-    try:
-        metadata, wanted = manager.item_metadata(step).tree, template
-        if ema:
-            if not metadata.get("ema"):
-                raise UserError(f"The checkpoint {path} holds no moving average of the weights: it was trained with "
-                                "config.train.ema_decay=0. Leave out --ema.")
-            metadata, template = metadata["ema"], {"ema": template}
-        _check_network(path, _shapes({kind: metadata.get(kind, {}) for kind in wanted}), _shapes(wanted))
-        found = manager.restore(step, args=ocp.args.PyTreeRestore(
-            item=template, restore_args=ocp.checkpoint_utils.construct_restore_args(template), partial_restore=True))
-        return found["ema"] if ema else found
-    except UserError:
-        raise
-    except Exception as error:  # Orbax and TensorStore raise many kinds
-        raise _damaged(path, error, "Give another one.") from None
-    finally:
-        manager.close()
+    found = _read(path, {"ema": template} if ema else template)
+    return found["ema"] if ema else found
 
 
 def newest(directory):

@@ -22,9 +22,10 @@ def run(body, usage, define_flags=lambda: None, needs_config=True, goes_on="from
     `--config=FILE[:BACKBONE]` and `--config.FIELD=VALUE` give the config, None without them where `needs_config` is
     false; `define_flags()` adds other flags; at most `most_words` words may come without a flag; `goes_on` says where
     the command begins again after Ctrl-C, which raises KeyboardInterrupt in `body` alone. Exit codes: 0, 1 after a
-    UserError, 2 for a wrong command line, 130 after Ctrl-C, 141 if nobody reads the output any more.
+    UserError, 2 for a wrong command line, 75 if the same command goes on (after SIGTERM, or when another process died),
+    130 after Ctrl-C, 141 if nobody reads the output any more.
     """
-    interrupts.install(f"interrupted; the same command goes on {goes_on}")
+    interrupts.install(goes_on)
     console.quiet()
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # names of files may be no text
     try:
@@ -42,7 +43,11 @@ def run(body, usage, define_flags=lambda: None, needs_config=True, goes_on="from
         with interrupts.raising():
             body(config, flags.FLAGS, *words)
     except UserError as error:
-        sys.exit(_paragraph(error))
+        print(_paragraph(error), file=sys.stderr)
+        distributed = sys.modules.get("isnet_jax.distributed")  # which needs JAX: not every command has it
+        if distributed:
+            distributed.leave(error.code)
+        sys.exit(error.code)
     except flags.Error as error:
         print(f"{_paragraph(error)}\n\n{usage.strip()}", file=sys.stderr)
         sys.exit(2)

@@ -17,6 +17,8 @@ def default(backbone="resnet50"):
                         f"{', '.join(BACKBONES)}.")
     config = ConfigDict({
         "seed": 0,
+        "mesh": "auto",  # of all devices: auto, or as in data=4,spatial=2, where each image is cut in two
+        "shard_parameters": False,  # parameters and optimizer state split over `data`, to save memory
         "model": {
             "backbone": backbone,
             "num_classes": 0,
@@ -88,7 +90,9 @@ def default(backbone="resnet50"):
 def check(config):
     """Raises UserError for a value that cannot work, naming its field."""
     from isnet_jax.models import create_model
+    from isnet_jax.sharding import parse
     create_model(config.model)
+    parse(config.mesh)
 
     def require(fields, what, holds):
         for field in fields.split():
@@ -129,8 +133,8 @@ def check(config):
             and all(c in range(config.model.num_classes) for pair in pairs for c in pair))
 
 
-RESUMABLE_CHANGES = ("run", "data.source", "data.data_dir", "train.pretrained", "test.batch_size", "test.max_programs",
-                     "test.tta")
+RESUMABLE_CHANGES = ("mesh", "shard_parameters", "run", "data.source", "data.data_dir", "train.pretrained",
+                     "test.batch_size", "test.max_programs", "test.tta")
 
 
 def inference_settings(config, tta=False):

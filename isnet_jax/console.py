@@ -8,6 +8,9 @@ import warnings
 import tqdm
 
 
+_muted = False
+
+
 def quiet():
     """Silences the libraries' chatter; call before TensorFlow is imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -44,9 +47,16 @@ def no_native_noise():
 
 
 def say(text=""):
-    """Prints a line above any progress bar."""
-    tqdm.tqdm.write(text, file=sys.stdout)
-    sys.stdout.flush()
+    """Prints a line above any progress bar; nothing once this process is mute."""
+    if not _muted:
+        tqdm.tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def mute():
+    """Ends `say` in this process: of several, the first one speaks."""
+    global _muted
+    _muted = True
 
 
 def duration(seconds):

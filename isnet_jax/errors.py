@@ -6,8 +6,9 @@ class UserError(Exception):
     """Bad input: a config, path, image, label, checkpoint or mesh.
 
     The message is one paragraph: what is wrong, where (file, field, line), what to do. Commands print it
-    without a traceback and exit with code 1.
+    without a traceback and exit with `code`.
     """
+    code = 1
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Scores a checkpoint as the official code does, and writes down all that a comparison needs.
 
 usage: python -m isnet_jax.evaluate --config=FILE[:BACKBONE] --checkpoint=DIR_or_FILE.pth [--ema] [--tta]
-                                    [--protocol=NAME,...] [--output=DIR] [--config.FIELD=VALUE ...]
+                                    [--protocol=NAME,...] [--output=DIR] [--config.FIELD=VALUE ...] [PROCESSES]
 
   --checkpoint  a run's workdir, a directory that isnet_jax.convert wrote, or an official .pth
   --ema         the moving averages of a run's weights, if it kept any
@@ -10,7 +10,8 @@ usage: python -m isnet_jax.evaluate --config=FILE[:BACKBONE] --checkpoint=DIR_or
   --output      results.json, images.npz and predictions/ (default: evaluation-single or evaluation-tta in the workdir,
                 for a .pth in runs/<config name>)
 
-Killed, the same command goes on; images that are finished are not repeated.
+Killed, the same command goes on; images that are finished are not repeated. PROCESSES are the flags --coordinator,
+--num_processes and --process_id of isnet_jax.main.
 """
 import datetime
 import json
@@ -23,7 +24,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from isnet_jax import checkpoints, command, convert, datasets, evaluation, metrics, protocols, sharding
+from isnet_jax import checkpoints, command, convert, datasets, distributed, evaluation, metrics, protocols, sharding
 from isnet_jax.config import inference_settings
 from isnet_jax.console import say
 from isnet_jax.errors import UserError, mended_by_user
@@ -37,6 +38,7 @@ def _define_flags():
     flags.DEFINE_boolean("tta", False, "scales and mirror")
     flags.DEFINE_list("protocol", [], "conventions to print")
     flags.DEFINE_string("output", None, "where results go")
+    distributed.define_flags()
 
 
 def _main(config, values):
@@ -49,7 +51,8 @@ def _main(config, values):
     checkpoint = Path(values.checkpoint)
     home = checkpoint if checkpoint.is_dir() else Path("runs") / command.config_name(sys.argv)
     output = Path(values.output) if values.output else home / f"evaluation-{'ema-' * values.ema}{setting}"
-    results = run(config, checkpoint, setting, output, values.ema)
+    with distributed.joined(values, "where it stopped"):
+        results = run(config, checkpoint, setting, output, values.ema)
     print_results(results, values.protocol or list(protocols.PROTOCOLS))
     say(f"\nresults.json, images.npz and predictions/: {output}")
 
@@ -72,8 +75,8 @@ def run(config, checkpoint, setting, output, ema=False):
         raise UserError(f"config.model.num_classes is {model.num_classes}, but the data set {config.data.name} has "
                         f"{len(names)} classes; set it to {len(names)}.")
     source = input_pipeline.open_split(builder, config.data.eval_split)
-    mesh = sharding.make_mesh()
-    sharding.check_batch_size(config.test.batch_size, mesh, "config.test.batch_size")
+    mesh = sharding.make_mesh(config.mesh)
+    batch_size = sharding.fill_up(config.test.batch_size, mesh)
     with mended_by_user(f"The evaluation in {output}", "--output", "where it stopped",
                         "lower config.test.batch_size, or set config.model.dtype=bfloat16"):
         step, stamp = checkpoint_stamp(checkpoint)
@@ -91,22 +94,24 @@ def run(config, checkpoint, setting, output, ema=False):
             say(f"{output} holds this evaluation already.")
             return record.results
         sizes = input_pipeline.eval_sizes(np.stack(sides, axis=1).tolist(), config)
-        plan, found = input_pipeline.eval_plan(sizes, config, np.flatnonzero(record.done))
+        plan, found = input_pipeline.eval_plan(sizes, batch_size, config.test.max_programs,
+                                                np.flatnonzero(record.done))
         padding = input_pipeline.padding(plan, sizes) if plan else 0.0
         done, todo, programs = record.done.sum(), (~record.done).sum(), 0
         say(f"{config.model.backbone} ISNet on {config.data.name} {config.data.eval_split}, {setting}: "
             f"{len(source)} images{f', {done} of them done' if done else ''}; "
             f"{len(found.sizes)} canvas{'es' if len(found.sizes) > 1 else ''}, {100 * padding:.1f} % padding; "
-            f"{mesh.size} {mesh.devices.flat[0].device_kind} device{'s' if mesh.size > 1 else ''}")
+            f"{sharding.describe(mesh)}")
         start = time.perf_counter()
         if plan:
             eval_step = evaluation.make_eval_step(model, mesh, settings, boundary=True)
             variables = jax.device_put(variables, sharding.replicated(mesh))
-            with input_pipeline.eval_batches(source, config, plan, jax.process_index(), jax.process_count()) as batches:
+            with input_pipeline.eval_batches(source, config, plan, sharding.local_rows(mesh, batch_size)) as batches:
                 try:
                     evaluation.evaluate(eval_step, variables, batches, plan, mesh, record.add)
                 except BaseException:
-                    record.save()
+                    if distributed.alone():  # else others may be elsewhere; they all lose a few seconds
+                        record.save()
                     raise
             programs = eval_step._cache_size()
         seconds = time.perf_counter() - start

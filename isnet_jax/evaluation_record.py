@@ -6,13 +6,13 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
-import jax
 import numpy as np
 from PIL import Image
 
-from isnet_jax import protocols, published
+from isnet_jax import distributed, protocols, published
 from isnet_jax.checkpoints import write_whole
 from isnet_jax.errors import UserError
+from isnet_jax.sharding import from_devices
 
 SAVE_SECONDS = 20  # no more work than this is lost in a kill, and the batches that wait
 RELEVANT = "backbone", "num_classes", "activation", "shortcut", "dtype"  # fields of config.model that move a result
@@ -92,15 +92,14 @@ class EvaluationRecord:
         self.counts[which] = np.asarray(result["counts"])[real]
         self.boundary[which] = np.asarray(result["boundary"])[real]
         confusion = self.confusion + np.asarray(result["confusion"], np.int64)
-        predictions = np.concatenate([np.asarray(shard.data) for shard in sorted(
-            result["predictions"].addressable_shards, key=lambda shard: shard.index[0].start or 0)])
+        predictions = from_devices(result["predictions"])
         for index, prediction, (height, width) in zip(batch["index"], predictions, batch["label_size"]):
             if index >= 0:
                 self._writing.append(self._pool.submit(self._write, index, prediction[:height, :width]))
         done = self.done.copy()
         done[which] = True
         self._sums = done, confusion
-        if time.monotonic() > self._saved + SAVE_SECONDS:
+        if distributed.agree(time.monotonic() > self._saved + SAVE_SECONDS):
             self.save()
 
     def _write(self, index, classes):
@@ -115,11 +114,12 @@ class EvaluationRecord:
         for writing in self._writing:
             writing.result()
         self._writing = []
+        distributed.wait_for_all("predictions")
 
     def save(self):
         """Writes down how far the evaluation has come; what it says is done has its prediction on disk."""
         self._wait()
-        if jax.process_index() == 0:
+        if distributed.is_first():
             _write_arrays(self._progress, identity=np.array(self._identity), done=self.done, counts=self.counts,
                           boundary=self.boundary, confusion=self.confusion)
         self._saved = time.monotonic()
@@ -136,7 +136,7 @@ class EvaluationRecord:
                                  for name, scores in protocols.all_scores(self.confusion).items()},
                    "boundary_iou": in_percent(protocols.boundary_scores(boundary), facts["names"]),
                    "published": found and {"miou": found.miou, "source": found.source}, "run": run}
-        if jax.process_index() == 0:
+        if distributed.is_first():
             _write_arrays(self.directory / "images.npz", name=self.names, file=self.files,
                           index=np.arange(len(self.names)), counts=self.counts, boundary=self.boundary)
             write_whole(self.directory / "results.json", json.dumps(results, indent=1) + "\n")

@@ -15,6 +15,7 @@ from isnet_jax import augment, canvases
 from isnet_jax.datasets.common import ENCODED
 from isnet_jax.errors import UserError
 from isnet_jax.losses import IGNORED
+from isnet_jax.records import Records
 
 LABEL_WEIGHTS = 1, 0.1  # what a pixel of the network's input costs, and one of the label
 
@@ -24,12 +25,13 @@ tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
 class Batches:
     """Iterator over the batches of a tf.data.Dataset as dicts of NumPy arrays; `close` it, or leave it to `with`.
 
-    Raises UserError for a record that cannot be decoded. Left open it is closed when the interpreter ends: threads of
+    Raises UserError for what cannot be read or decoded. Left open it is closed when the interpreter ends: threads of
     tf.data that still want to run Python then would never end.
     """
 
-    def __init__(self, dataset):
-        self._iterator = dataset.as_numpy_iterator()
+    def __init__(self, dataset, mistakes):
+        """mistakes: a list of the UserErrors raised behind the dataset, which TensorFlow makes its own errors of."""
+        self._iterator, self._mistakes = dataset.as_numpy_iterator(), mistakes
         _open.add(self)
 
     def __iter__(self):
@@ -39,8 +41,7 @@ class Batches:
         try:
             return next(self._iterator)
         except tf.errors.OpError as error:
-            raise UserError(f"The prepared data cannot be read: {error.message.splitlines()[0]} Prepare the data set "
-                            "anew, and see isnet_jax.prepare --check.") from error
+            raise (self._mistakes or [error])[0] from None
 
     def __enter__(self):
         return self
@@ -62,18 +63,13 @@ _open = weakref.WeakSet()
 atexit.register(_close_all)
 
 
-def _per_process(batch_size, process_count):
-    if batch_size % process_count:
-        raise UserError(f"A batch of {batch_size} cannot be split evenly over {process_count} processes.")
-    return batch_size // process_count
-
-
 def open_split(builder, split):
-    """Random access to the records of a split, image and label encoded; raises UserError naming the valid splits."""
+    """The Records of a split, image and label encoded; raises UserError naming the valid splits."""
     if split not in builder.info.splits:
         raise UserError(f"The data set {builder.name} has no split {split!r}; config.data.train_split and "
                         f"config.data.eval_split must be among {', '.join(builder.info.splits)}.")
-    return builder.as_data_source(split, decoders=ENCODED)
+    names = [name for name, *_ in builder.info.metadata["examples"][split]]
+    return Records(builder.as_data_source(split, decoders=ENCODED), names, f"{builder.data_path} ({split})")
 
 
 def steps_per_epoch(num_examples, config):
@@ -99,25 +95,25 @@ def epoch_order(num_examples, seed, epoch):
     return order
 
 
-def train_batches(source, config, start, stop, process_index=0, process_count=1):
-    """Iterator over this process's part of the batches at steps start..stop-1, as dicts of NumPy arrays.
+def train_batches(source, config, start, stop, rows=slice(None)):
+    """Iterator over some rows of the batches at steps start..stop-1, as dicts of NumPy arrays.
 
-    image uint8 (b, ch, cw, 3), label uint8 (b, ch, cw), window int32 (b, 4), index int64 (b,), where
-    b = global batch / processes; process p holds rows p*b..(p+1)*b-1 of the global batch.
+    source: Records; rows: (b,) of the global batch, as `sharding.local_rows` says, by default all. image uint8
+    (b, ch, cw, 3), label uint8 (b, ch, cw), window int32 (b, 4), index int64 (b,).
     """
-    batch_size = config.train.global_batch_size
-    local = _per_process(batch_size, process_count)
-
     crop_size = tuple(config.augment.crop_size)
 
     def make(step):
-        epoch, indices = batch_indices(int(step), len(source), batch_size, config.seed)
-        indices = indices[process_index * local:(process_index + 1) * local]
-        images, labels = np.zeros((local, *crop_size, 3), np.uint8), np.full((local, *crop_size), IGNORED, np.uint8)
+        epoch, indices = batch_indices(step, len(source), config.train.global_batch_size, config.seed)
+        indices = indices[rows]
+        images = np.zeros((len(indices), *crop_size, 3), np.uint8)
+        labels, windows = np.full(images.shape[:3], IGNORED, np.uint8), np.zeros((len(indices), 4), np.int32)
         records = source.__getitems__(indices.tolist())
-        windows = [augment.augment(record["image"], record["label"], (config.seed, epoch, index), config.augment, *out)
-                   for record, index, *out in zip(records, indices, images, labels)]
-        return images, labels, np.int32(windows), indices
+        for i, (index, record) in enumerate(zip(indices.tolist(), records)):
+            with source.decoding(index):
+                windows[i] = augment.augment(record["image"], record["label"], (config.seed, epoch, index),
+                                             config.augment, images[i], labels[i])
+        return images, labels, windows, indices
 
     return _parallel(make, range(start, stop), image=tf.uint8, label=tf.uint8, window=tf.int32, index=tf.int64)
 
@@ -127,10 +123,20 @@ def _parallel(make, numbers, **dtypes):
 
     A batch is made by one thread: most of its time goes to decoders and OpenCV, which let other threads run Python.
     """
+    mistakes = []
+
+    def make_or_tell(number):
+        try:
+            return make(int(number))
+        except UserError as error:
+            mistakes.append(error)
+            raise
+
     dataset = tf.data.Dataset.range(numbers.start, numbers.stop).map(
-        lambda number: dict(zip(dtypes, tf.numpy_function(make, [number], list(dtypes.values()), stateful=False))),
+        lambda number: dict(zip(dtypes, tf.numpy_function(make_or_tell, [number], list(dtypes.values()),
+                                                          stateful=False))),
         num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return Batches(dataset.prefetch(2))
+    return Batches(dataset.prefetch(2), mistakes)
 
 
 class EvalBatch(NamedTuple):
@@ -151,24 +157,24 @@ def eval_sizes(sizes, config):
     return np.concatenate([resized, sizes], axis=1)
 
 
-def eval_plan(sizes, config, done=()):
-    """Batches in which every example but those `done` occurs once, and Canvases, at most config.test.max_programs.
+def eval_plan(sizes, batch_size, max_programs, done=()):
+    """Batches in which every example but those `done` occurs once, and Canvases, at most `max_programs`.
 
     sizes as from `eval_sizes`. Which canvas an example lies on does not depend on what is done. Nothing is dropped.
     Canvases are no more than batches can be filled.
     """
-    programs = min(config.test.max_programs, 1 + len(sizes) // config.test.batch_size)
+    programs = min(max_programs, 1 + len(sizes) // batch_size)
     found = canvases.choose(sizes, programs, LABEL_WEIGHTS)
     todo = np.setdiff1d(np.arange(len(sizes)), done)
     plan = []
     for i, canvas in enumerate(found.sizes.tolist()):
         padded = bool((sizes[found.which == i, :2] != canvas[:2]).any())
         indices = todo[found.which[todo] == i]
-        count = -(-len(indices) // config.test.batch_size)
-        filled = np.full(count * config.test.batch_size, -1)
+        count = -(-len(indices) // batch_size)
+        filled = np.full(count * batch_size, -1)
         filled[:len(indices)] = indices
-        plan += [EvalBatch(tuple(canvas[:2]), tuple(canvas[2:]), padded, batch) for batch in
-                 filled.reshape(count, config.test.batch_size)]
+        plan += [EvalBatch(tuple(canvas[:2]), tuple(canvas[2:]), padded, batch)
+                 for batch in filled.reshape(count, batch_size)]
     return plan, found
 
 
@@ -180,30 +186,30 @@ def padding(plan, sizes):
     return computed / canvases.cost(sizes[held], LABEL_WEIGHTS).sum() - 1
 
 
-def eval_batches(source, config, plan, process_index=0, process_count=1):
-    """Iterator over this process's part of the batches of a plan, as dicts of NumPy arrays.
+def eval_batches(source, config, plan, rows=slice(None)):
+    """Iterator over some rows of the batches of a plan, as dicts of NumPy arrays.
 
-    image uint8 (b, H, W, 3) and label uint8 (b, Hl, Wl) at the top left of their canvas, image_size and label_size
-    int32 (b, 2), index int64 (b,); -1 for what fills a batch up, a black pixel without label.
+    source: Records; rows: (b,) of a batch, as `sharding.local_rows` says, by default all. image uint8 (b, H, W, 3) and
+    label uint8 (b, Hl, Wl) at the top left of their canvas, image_size and label_size int32 (b, 2), index int64 (b,);
+    -1 for what fills a batch up, a black pixel without label.
     """
-    local = _per_process(config.test.batch_size, process_count)
-
     def make(number):
-        entry = plan[int(number)]
-        indices = entry.indices[process_index * local:(process_index + 1) * local]
-        images = np.zeros((local, *entry.shape, 3), np.uint8)
-        labels = np.full((local, *entry.label_shape), IGNORED, np.uint8)
-        sizes = np.ones((2, local, 2), np.int32)
+        entry = plan[number]
+        indices = entry.indices[rows]
+        images = np.zeros((len(indices), *entry.shape, 3), np.uint8)
+        labels = np.full((len(indices), *entry.label_shape), IGNORED, np.uint8)
+        sizes = np.ones((2, len(indices), 2), np.int32)
         for i, index in enumerate(indices.tolist()):
             if index >= 0:
                 record = source[index]
-                image, label = augment.decode_image(record["image"]), augment.decode_label(record["label"])
-                if config.test.resize:
-                    image = augment.resize(image, augment.target_size(*label.shape, config.test.resize,
-                                                                      config.test.keep_ratio))
-                for array, new, size in (images[i], image, sizes[0]), (labels[i], label, sizes[1]):
-                    size[i] = height, width = new.shape[:2]
-                    array[:height, :width] = new
+                with source.decoding(index):
+                    image, label = augment.decode_image(record["image"]), augment.decode_label(record["label"])
+                    if config.test.resize:
+                        image = augment.resize(image, augment.target_size(*label.shape, config.test.resize,
+                                                                          config.test.keep_ratio))
+                    for array, new, size in (images[i], image, sizes[0]), (labels[i], label, sizes[1]):
+                        size[i] = height, width = new.shape[:2]
+                        array[:height, :width] = new
         return images, labels, *sizes, indices
 
     return _parallel(make, range(len(plan)), image=tf.uint8, label=tf.uint8, image_size=tf.int32, label_size=tf.int32,

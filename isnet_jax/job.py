@@ -5,7 +5,8 @@ import json
 import jax
 import numpy as np
 
-from isnet_jax import checkpoints, convert, datasets, evaluation, metrics, pictures, sharding, train
+from isnet_jax import (checkpoints, convert, datasets, distributed, evaluation, interrupts, metrics, pictures, sharding,
+                       train)
 from isnet_jax.config import inference_settings
 from isnet_jax.console import say
 from isnet_jax.errors import UserError, mended_by_user
@@ -28,6 +29,11 @@ def _run(config, workdir):
     from isnet_jax import input_pipeline  # needs TensorFlow, which the rest of the package does not
     from isnet_jax.log import Log
 
+    mesh = sharding.make_mesh(config.mesh, config.train.global_batch_size)
+    if not sharding.high_enough(config.augment.crop_size[0], mesh):
+        raise UserError(f"config.augment.crop_size is {tuple(config.augment.crop_size)} (height, width), which is too "
+                        f"low to be cut in the {mesh.shape['spatial']} strips of the mesh, each of "
+                        f"{sharding.MIN_STRIP} pixels at least; set config.mesh so that `spatial` is less.")
     builder = datasets.load(config.data.name, config.data.data_dir, config.data.source, config.data.folder)
     names, palette = list(builder.info.metadata["names"]), list(builder.info.metadata["palette"])
     if config.model.num_classes != len(names):
@@ -36,16 +42,14 @@ def _run(config, workdir):
     train_source = input_pipeline.open_split(builder, config.data.train_split)
     eval_source = input_pipeline.open_split(builder, config.data.eval_split)
     sizes = [size for _, *size in builder.info.metadata["examples"][config.data.eval_split]]
-    plan, _ = input_pipeline.eval_plan(input_pipeline.eval_sizes(sizes, config), config)
+    eval_batch_size = sharding.fill_up(config.test.batch_size, mesh)
+    plan, _ = input_pipeline.eval_plan(input_pipeline.eval_sizes(sizes, config), eval_batch_size,
+                                       config.test.max_programs)
     per_epoch = input_pipeline.steps_per_epoch(len(train_source), config)
     total_steps = per_epoch * config.train.epochs
     eval_every = per_epoch * config.run.eval_every_epochs
     checkpoint_every = config.run.checkpoint_every_steps
-    process = jax.process_index(), jax.process_count()
 
-    mesh = sharding.make_mesh()
-    sharding.check_batch_size(config.train.global_batch_size, mesh, "config.train.global_batch_size")
-    sharding.check_batch_size(config.test.batch_size, mesh, "config.test.batch_size")
     model = create_model(config.model)
     optimizer = train.make_optimizer(config.train, total_steps)
     schedule = train.poly_schedule(config.train.base_lr, config.train.min_lr, total_steps, config.train.power)
@@ -54,69 +58,100 @@ def _run(config, workdir):
     with contextlib.ExitStack() as stack:
         saved = stack.enter_context(contextlib.closing(
             checkpoints.Checkpoints(workdir, record, config.run.keep_checkpoints)))
-        state = initial_state(config, model, optimizer, mesh, saved)
+        state, state_sharding = initial_state(config, model, optimizer, mesh, saved)
         step = int(state.step)
         say(f"{config.model.backbone} ISNet, {config.model.num_classes} classes, "
             f"{sum(x.size for x in jax.tree.leaves(state.params)) / 1e6:.1f} M parameters, {config.model.dtype}, "
-            f"{mesh.size} {mesh.devices.flat[0].device_kind} device{'s' if mesh.size > 1 else ''}")
+            f"{sharding.describe(mesh)}")
         say(f"{config.data.name}: {len(train_source)} training and {len(eval_source)} evaluation images, "
             f"{total_steps} steps of {config.train.global_batch_size}"
             + (f", going on from step {step}" if step else ""))
-        train_step = train.make_train_step(model, optimizer, config, mesh)
+        train_step = train.make_train_step(model, optimizer, config, mesh, state_sharding)
         eval_step = evaluation.make_eval_step(model, mesh, inference_settings(config))
-        batches = stack.enter_context(
-            input_pipeline.train_batches(train_source, config, step, total_steps, *process))
+        batches = stack.enter_context(input_pipeline.train_batches(
+            train_source, config, step, total_steps, sharding.local_rows(mesh, config.train.global_batch_size)))
+        log = stack.enter_context(Log(saved.workdir, config, step, total_steps, schedule))
+
+        def on_metrics(done, losses, waited):
+            def examples():
+                _, indices = input_pipeline.batch_indices(done - 1, len(train_source), config.train.global_batch_size,
+                                                          config.seed)
+                return [train_source.name(index) for index in indices.tolist()]
+
+            train.check_finite(done, losses, examples, saved.steps)
+            log.on_metrics(done, losses, waited)
+            saved.check()
 
         def evaluate_now(on_batch=None):
             variables = {"weights": state.variables} | ({"ema": state.ema} if state.ema else {})
-            results = {}
+            rows, results = sharding.local_rows(mesh, eval_batch_size), {}
             for kind in variables:
-                with input_pipeline.eval_batches(eval_source, config, plan, *process) as eval_batches:
-                    results[kind] = evaluation.evaluate(eval_step, variables[kind], eval_batches, plan, mesh,
-                                                        on_batch if kind == "weights" else None)
+                with input_pipeline.eval_batches(eval_source, config, plan, rows) as eval_batches:
+                    results[kind] = evaluation.evaluate(
+                        eval_step, jax.device_put(variables[kind], sharding.replicated(mesh)), eval_batches, plan, mesh,
+                        on_batch if kind == "weights" else None)
                 say(f"step {step}  {kind} on {config.data.eval_split}: mIoU {100 * results[kind]['miou']:.2f} %, "
                     f"pixel accuracy {100 * results[kind]['pixel_accuracy']:.2f} %")
                 log.write(step, {f"{kind}/{name}": results[kind][name]
                                  for name in ("miou", "pixel_accuracy", "mean_accuracy")})
             return results
 
-        with Log(saved.workdir, config, step, total_steps, schedule) as log:
+        stack.enter_context(interrupts.waiting())
+        try:
+            if 0 < step < total_steps and step % eval_every == 0 and not distributed.agree(log.evaluated):
+                evaluate_now()  # it was cut short
             while step < total_steps:
                 stop = min(total_steps, *((step // every + 1) * every for every in (eval_every, checkpoint_every)))
                 log.resume_clock()
-                state = train.run_steps(train_step, state, batches, stop, mesh, log.on_metrics)
-                step = stop
-                if step % eval_every == 0 and step < total_steps:  # before saving: a run killed here does it again
-                    evaluate_now()
+                state, step = train.run_steps(train_step, state, batches, stop, mesh, on_metrics,
+                                              distributed.stop_asked)
+                if step < stop:
+                    raise KeyboardInterrupt
                 if step % checkpoint_every == 0 or step == total_steps:
                     saved.save(step, state)
+                if step % eval_every == 0 and step < total_steps:
+                    evaluate_now()
             sheet = pictures.ComparisonSheet(config.run.num_pictures, len(eval_source))
             results = evaluate_now(sheet.add)
-        if jax.process_index() == 0:
-            _report(saved.workdir, results, names, palette, step, sheet.rows)
+        except KeyboardInterrupt:  # between two steps, on all processes
+            if step:
+                saved.save(step, state)
+                saved.wait()
+                say(f"step {step} is saved in {saved.workdir}")
+            raise
         saved.wait()
+        if distributed.is_first():
+            _report(saved.workdir, results, names, palette, step, sheet.rows)
         say(f"checkpoint, results.json and TensorBoard events: {saved.workdir}")
     return results
 
 
 def initial_state(config, model, optimizer, mesh, saved):
-    """State from the latest checkpoint, else from config.train.pretrained, else random; on every device of the mesh."""
-    everywhere = sharding.replicated(mesh)
+    """A TrainState from the newest whole checkpoint, else from config.train.pretrained, else random; its shardings."""
     ema = config.train.ema_decay > 0
 
     def start():
         return train.init_state(model, optimizer, config.seed, ema)
 
-    if saved.latest_step() is not None:
-        return saved.restore(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-                                          jax.eval_shape(start)))
-    state = jax.jit(start, out_shardings=everywhere)()
+    shapes = jax.eval_shape(start)
+    shardings = sharding.split_state(mesh, shapes, config.shard_parameters)
+    state = saved.restore(jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings))
+    if state is not None:
+        return state, shardings
+    state = jax.jit(start, out_shardings=shardings)()
     if config.train.pretrained:
-        variables = convert.load_pretrained(config.train.pretrained, model, jax.device_get(state.variables))
-        return jax.jit(lambda v: train.state_from_variables(v, optimizer, ema), out_shardings=everywhere)(variables)
-    say("The backbone starts from random weights; the official results start from ImageNet "
-        "(--config.train.pretrained=resnet50_v1c.pth).")
-    return state
+        variables = convert.load_pretrained(config.train.pretrained, model, _on_host(state.variables, mesh))
+        state = jax.jit(lambda v: train.state_from_variables(v, optimizer, ema), out_shardings=shardings)(variables)
+    else:
+        say("The backbone starts from random weights; the official results start from ImageNet "
+            "(--config.train.pretrained=resnet50_v1c.pth).")
+    return state, shardings
+
+
+def _on_host(variables, mesh):
+    """NumPy arrays of all of them, however they are split."""
+    return jax.device_get(jax.device_put(variables, sharding.replicated(mesh)))
 
 
 def _report(workdir, results, names, palette, step, rows):

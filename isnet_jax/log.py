@@ -2,27 +2,31 @@
 import json
 import time
 
-import jax
 import tqdm
 from tensorboardX import SummaryWriter
 
+from isnet_jax import distributed
 from isnet_jax.checkpoints import write_whole
 from isnet_jax.console import duration, say
+from isnet_jax.stored import open_file
 
 
 class Log:
     """Log of one run in `workdir`, from step `first`; only the first process writes and speaks.
 
-    What an earlier start logged beyond `first` is dropped: those steps are about to be done again.
+    What an earlier start logged beyond `first` is dropped: those steps are about to be done again. `evaluated` says
+    whether the evaluation at `first` is logged.
     """
 
     def __init__(self, workdir, config, first, total_steps, schedule):
         self.config, self.total_steps, self.schedule = config, total_steps, schedule
-        self.active = jax.process_index() == 0
+        self.active, self.evaluated = distributed.is_first(), False
         if self.active:
             path = workdir / "metrics.jsonl"
             if path.exists():
-                write_whole(path, "".join(f"{json.dumps(row)}\n" for row in read_metrics(path) if row["step"] <= first))
+                rows = [row for row in read_metrics(path) if row["step"] <= first]
+                write_whole(path, "".join(f"{json.dumps(row)}\n" for row in rows))
+                self.evaluated = any(row["step"] == first and "weights/miou" in row for row in rows)
             self.file = open(path, "a")
             self.writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=first + 1)
         self.bar = tqdm.tqdm(total=total_steps, initial=first, unit="step", disable=None if self.active else True,
@@ -81,9 +85,14 @@ class Log:
 def read_metrics(path):
     """The rows of a metrics.jsonl, dicts with "step"; a last line cut off by a crash is left out."""
     rows = []
-    for line in path.read_text().splitlines():
+    with open_file(path) as file:
+        lines = file.read().decode(errors="replace").splitlines()
+    for line in lines:
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not (isinstance(row, dict) and isinstance(row.get("step"), int) and abs(row["step"]) < 2**53):
+            break
+        rows.append(row)
     return rows

@@ -3,6 +3,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from isnet_jax.losses import IGNORED
+from isnet_jax.sharding import from_devices
 
 MARGIN, HEADER = 6, 18
 
@@ -38,7 +39,10 @@ def comparison(rows, palette, names, titles=("image", "truth", "prediction")):
 
 
 class ComparisonSheet:
-    """Collects rows for `comparison` during an evaluation: examples spread evenly over the split."""
+    """Collects rows for `comparison` during an evaluation: examples spread evenly over the split.
+
+    Of several processes, each collects those that it holds.
+    """
 
     def __init__(self, num_pictures, num_examples):
         self.rows = []
@@ -46,11 +50,8 @@ class ComparisonSheet:
 
     def add(self, entry, batch, result):
         """`on_batch` of `evaluation.evaluate`."""
-        predictions = result["predictions"]
         wanted = [i for i, index in enumerate(batch["index"].tolist()) if index in self._wanted]
-        if not wanted or not predictions.is_fully_addressable:  # of several hosts, none has a whole batch
-            return
-        predictions = np.asarray(predictions)
+        predictions = from_devices(result["predictions"]) if wanted else None
         for i in wanted:
             (image_height, image_width), (height, width) = batch["image_size"][i], batch["label_size"][i]
             image = Image.fromarray(batch["image"][i, :image_height, :image_width]).resize((width, height))

@@ -27,9 +27,12 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def poly_schedule(base_lr, min_lr, total_steps, power=0.9):
-    """lr(t) = (1 - t / T)^power (base - min) + min, t counted before the step (protocols: training)."""
+    """lr(t) = (1 - t / T)^power (base - min) + min, t counted before the step (protocols: training).
+
+    Of a number it is a number, for which no device is waited for.
+    """
     def schedule(step):
-        left = 1 - jnp.asarray(step, float) / total_steps
+        left = 1 - (jnp.asarray(step, float) if isinstance(step, jax.Array) else step) / total_steps
         return left**power * (base_lr - min_lr) + min_lr
     return schedule
 
@@ -52,7 +55,7 @@ def state_from_variables(variables, optimizer, ema=False):
                       {"params": params, "batch_stats": batch_stats} if ema else None)
 
 
-def train_step(state, batch, *, model, optimizer, seed, photometric=True, ema_decay=0.0):
+def train_step(state, batch, *, model, optimizer, seed, photometric=True, ema_decay=0.0, mesh=None):
     """One SGD step on a global batch.
 
     batch: image uint8 (B, H, W, 3), label uint8 (B, H, W) with 255 ignored, window int32 (B, 4), what of the
@@ -60,10 +63,14 @@ def train_step(state, batch, *, model, optimizer, seed, photometric=True, ema_de
     of `isnet_losses` with "grad_norm" beside them.
     """
     photometric_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+    if mesh:
+        batch = {**batch, "image": sharding.split_images(batch["image"], mesh)}
     images = photometry.distort(photometric_key, batch["image"]) if photometric else batch["image"]
     images = photometry.normalize(images, batch["window"])
 
     def loss_fn(params):
+        if mesh:  # of parameters that are split, each layer gets its own whole; their gradients are split again
+            params = jax.lax.with_sharding_constraint(params, sharding.replicated(mesh))
         outputs, updated = model.apply({"params": params, "batch_stats": state.batch_stats}, images, train=True,
                                        mutable=["batch_stats"], rngs={"dropout": dropout_key})
         losses = isnet_losses(outputs, batch["label"])
@@ -85,43 +92,48 @@ def _average(old, new, decay):
     return new if jnp.issubdtype(new.dtype, jnp.integer) else decay * old + (1 - decay) * new
 
 
-def make_train_step(model, optimizer, config, mesh):
-    """Jitted `train_step(state, batch)` over the mesh; the state is donated."""
-    step = partial(train_step, model=model, optimizer=optimizer, seed=config.seed,
+def make_train_step(model, optimizer, config, mesh, state_sharding):
+    """Jitted `train_step(state, batch)` over the mesh; the state, split as `sharding.split_state` says, is donated."""
+    step = partial(train_step, model=model, optimizer=optimizer, seed=config.seed, mesh=mesh,
                    photometric=config.augment.photometric, ema_decay=config.train.ema_decay)
-    return jax.jit(step, donate_argnums=0,
-                   in_shardings=(sharding.replicated(mesh), sharding.split_batch(mesh)),
-                   out_shardings=sharding.replicated(mesh))
+    return jax.jit(step, donate_argnums=0, in_shardings=(state_sharding, sharding.split_batch(mesh)),
+                   out_shardings=(state_sharding, sharding.replicated(mesh)))
 
 
-def run_steps(step, state, batches, stop, mesh, on_metrics):
-    """Steps until `stop` or the end of `batches`; returns the state.
+def run_steps(step, state, batches, stop, mesh, on_metrics, stop_asked=lambda: False):
+    """Steps until `stop`, or until `stop_asked()`, which is called before each; returns the state and the steps done.
 
     batches: iterator of dicts of NumPy arrays. `on_metrics(step, losses, seconds_waited_for_data)` is called a step
-    late, so that the device always has the next step queued. Raises UserError when a loss or the gradient is not
-    finite.
+    late, so that the device always has the next step queued; of all steps when this returns.
     """
     pending, done = None, int(state.step)
-    while done < stop:
+    while done < stop and not stop_asked():
         started = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - started
-        index = batch.pop("index")
+        del batch["index"]
         state, losses = step(state, sharding.to_devices(batch, mesh))
         done += 1
         if pending:
             _deliver(on_metrics, *pending)
-        pending = done, losses, index, waited
+        pending = done, losses, waited
     if pending:
         _deliver(on_metrics, *pending)
-    return state
+    return state, done
 
 
-def _deliver(on_metrics, step, losses, index, waited):
-    losses = {name: float(np.asarray(value)) for name, value in losses.items()}
+def _deliver(on_metrics, step, losses, waited):
+    on_metrics(step, {name: float(np.asarray(value)) for name, value in losses.items()}, waited)
+
+
+def check_finite(step, losses, examples, saved):
+    """Raises UserError if a loss or the gradient of `step` is not finite.
+
+    examples: a function that returns the names of the batch's; saved: one that returns the steps of the checkpoints,
+    the newest first.
+    """
     if not np.isfinite([losses["total"], losses["grad_norm"]]).all():
+        kept = [f"The last checkpoint, of step {step}, is from before it" for step in saved()[:1]]
         raise UserError(f"At step {step} the loss is {losses['total']} and the norm of its gradient "
-                        f"{losses['grad_norm']} (examples {index.tolist()} of the training split, on this process). "
-                        "Nothing was saved since the last checkpoint. Look at those examples, or lower "
-                        "config.train.base_lr and choose another --workdir.")
-    on_metrics(step, losses, waited)
+                        f"{losses['grad_norm']}; the batch held {', '.join(examples())}. {''.join(kept) or 'Nothing was saved before it'}. Look at those "
+                        "examples, or lower config.train.base_lr and choose another --workdir.")

@@ -265,15 +265,13 @@ def test_normalisation_leaves_zeros_outside_the_window():
 
 def test_evaluation_resizes_as_the_official_code():
     """Decoded by libjpeg with the accurate transform and resized by OpenCV to (2048, 512): within one grey level."""
-    from isnet_jax import config, input_pipeline
+    from isnet_jax import config, input_pipeline, records
     found = pairs("ade20k")
-    records = [{"image": image, "label": png(label), "height": label.shape[0], "width": label.shape[1]}
-               for image, label in found]
+    source = records.Records([{"image": image, "label": png(label)} for image, label in found])
     c = config.default()
-    c.test.batch_size = 1
-    plan, _ = input_pipeline.eval_plan(input_pipeline.eval_sizes([label.shape for _, label in found], c), c)
+    plan, _ = input_pipeline.eval_plan(input_pipeline.eval_sizes([label.shape for _, label in found], c), 1, 8)
     seen = 0
-    for batch in input_pipeline.eval_batches(records, c, plan):
+    for batch in input_pipeline.eval_batches(source, c, plan):
         image, label = found[int(batch["index"][0])]
         official = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB)
         factor = min(2048 / max(label.shape), 512 / min(label.shape))

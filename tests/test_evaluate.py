@@ -73,7 +73,7 @@ def test_batches_of_mixed_sizes_over_devices_equal_single_images(name, x64):
     plan = [EvalBatch((40, 56), (40, 56), True, np.arange(8))]
     results = {}
     for devices in (8, 2, 1) if name == "single" else (8,):
-        mesh = sharding.make_mesh(jax.devices()[:devices])
+        mesh = sharding.make_mesh(devices=jax.devices()[:devices])
         step = evaluation.make_eval_step(model, mesh, SETTINGS[name], boundary=True)
         seen = []
         scores = evaluation.evaluate(step, variables, iter([batch]), plan, mesh, lambda *args: seen.append(args[2]))
@@ -100,7 +100,7 @@ def test_memory_does_not_grow_with_the_number_of_windows():
         ("image_size", (2, 2), np.int32), ("label_size", (2, 2), np.int32))}
     for stride in (48, 12):  # 8 and 29 windows
         settings = {"mode": "slide", "crop_size": (64, 48), "stride": (64, stride), "average": "softmax"}
-        step = evaluation.make_eval_step(model, sharding.make_mesh(jax.devices()[:1]), settings)
+        step = evaluation.make_eval_step(model, sharding.make_mesh(devices=jax.devices()[:1]), settings)
         memory[stride] = step.lower(variables, batch, False).compile().memory_analysis().temp_size_in_bytes
     assert memory[12] < 1.02 * memory[48]
 

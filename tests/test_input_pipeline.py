@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,12 @@ import pytest
 
 tf = pytest.importorskip("tensorflow")
 
-from isnet_jax import UserError, augment, config, input_pipeline
+from isnet_jax import UserError, augment, config, input_pipeline, records
 
 ROOT = Path(__file__).parents[1]
 
 
-class Records:
+class InMemory:
     """A split in memory: image i of a size of its own, PNG-encoded, whose label is its red channel // 32."""
 
     def __init__(self, count, sizes=((40, 56), (33, 47), (64, 48))):
@@ -46,13 +47,14 @@ def small_config(**changes):
     return c
 
 
-SOURCE = Records(11)
+STORED = InMemory(11)
+SOURCE = records.Records(STORED)
 
 
 def collect(start, stop, processes=1, **changes):
     """Global batches at steps start..stop-1, the processes' parts put together."""
-    parts = [list(input_pipeline.train_batches(SOURCE, small_config(**changes), start, stop, p, processes))
-             for p in range(processes)]
+    parts = [list(input_pipeline.train_batches(SOURCE, small_config(**changes), start, stop, rows))
+             for rows in np.split(np.arange(4), processes)]
     return [{name: np.concatenate([part[i][name] for part in parts]) for name in parts[0][0]}
             for i in range(stop - start)]
 
@@ -103,11 +105,11 @@ def test_image_and_label_stay_aligned_through_the_geometry():
 
 
 def test_evaluation_drops_nothing_and_fills_up_the_last_batch_of_each_canvas():
-    sizes = [(record["height"], record["width"]) for record in SOURCE.records]
+    sizes = [(record["height"], record["width"]) for record in STORED.records]
     sizes = input_pipeline.eval_sizes(sizes, small_config())
     for programs, done in ((1, ()), (2, ()), (3, ()), (2, (0, 3, 10))):
-        c = small_config(**{"test.max_programs": programs})
-        plan, found = input_pipeline.eval_plan(sizes, c, done)
+        c = small_config()
+        plan, found = input_pipeline.eval_plan(sizes, 4, programs, done)
         assert len(found.sizes) == programs and len({entry.shape for entry in plan}) == programs
         batches = list(input_pipeline.eval_batches(SOURCE, c, plan))
         index = np.concatenate([batch["index"] for batch in batches])
@@ -122,7 +124,7 @@ def test_evaluation_drops_nothing_and_fills_up_the_last_batch_of_each_canvas():
                 else:
                     assert image[0, 0, 2] == i and (label[:h, :w] == image[:h, :w, 0] // 32).all()
                     assert (label[h:] == 255).all() and (label[:, w:] == 255).all()
-        halves = [list(input_pipeline.eval_batches(SOURCE, c, plan, p, 2)) for p in (0, 1)]
+        halves = [list(input_pipeline.eval_batches(SOURCE, c, plan, rows)) for rows in ([0, 1], [2, 3])]
         joined = [np.concatenate([a["index"], b["index"]]) for a, b in zip(*halves, strict=True)]
         assert np.concatenate(joined).tolist() == index.tolist()
 
@@ -145,7 +147,56 @@ raise ValueError("left open")
 
 
 def test_a_record_that_cannot_be_decoded_is_told():
-    source = Records(4)
-    source.records[2]["image"] = source.records[2]["image"][:40]
-    with pytest.raises(UserError, match="prepared data cannot be read"):
+    stored = InMemory(4)
+    stored.records[2]["image"] = stored.records[2]["image"][:40]
+    source = records.Records(stored, ["a", "b", "c", "d"], "the shards")
+    with pytest.raises(UserError, match="example c in the shards cannot be decoded: .*isnet_jax.prepare --check"):
         list(input_pipeline.train_batches(source, small_config(), 0, 1))
+    plan, _ = input_pipeline.eval_plan(np.full((4, 4), 64), 4, 1)
+    with pytest.raises(UserError, match="example c in the shards cannot be decoded"):
+        list(input_pipeline.eval_batches(source, small_config(), plan))
+
+
+class Flaky:
+    """A source whose example 2 fails `failures` times, in the way that storage over a network does."""
+
+    def __init__(self, failures):
+        self.left, self.stored, self.tries = failures, InMemory(4), 0
+
+    def __len__(self):
+        return 4
+
+    def __getitems__(self, indices):
+        if 2 in indices:
+            self.tries += 1
+            if self.left:
+                self.left -= 1
+                raise OSError(5, "Input/output error")
+        return self.stored.__getitems__(indices)
+
+
+def test_a_flaky_read_is_tried_again_and_then_named(monkeypatch, capsys):
+    monkeypatch.setattr(records, "PAUSES", (0.01, 0.02, 0.03))
+    whole = list(input_pipeline.train_batches(records.Records(InMemory(4)), small_config(), 0, 3))
+    source = records.Records(Flaky(3), "abcd", "/mnt/shards")
+    assert_same(whole, list(input_pipeline.train_batches(source, small_config(), 0, 3)))
+    assert "example c cannot be read ([Errno 5] Input/output error); trying again in 0.0" in capsys.readouterr().out
+    flaky = Flaky(10**6)
+    with pytest.raises(UserError, match="example c cannot be read from /mnt/shards, not in 4 tries: .*Input/output error"):
+        list(input_pipeline.train_batches(records.Records(flaky, "abcd", "/mnt/shards"), small_config(), 0, 1))
+    assert flaky.tries == 5  # the batch, then the example four times
+
+
+def test_a_slow_read_is_told_of_while_it_lasts(monkeypatch, capsys):
+    class Slow(InMemory):
+        def __getitems__(self, indices):
+            while not (told := capsys.readouterr().out):
+                time.sleep(0.01)
+            assert "reading a, b, c, ... from /mnt/shards has taken more than 0.05 s so far" in told
+            return super().__getitems__(indices)
+
+    monkeypatch.setattr(records, "SLOW_SECONDS", 0.05)
+    assert len(records.Records(Slow(4), "abcd", "/mnt/shards").__getitems__([0, 1, 2, 3])) == 4
+    monkeypatch.setattr(records, "SLOW_SECONDS", 30)
+    records.Records(InMemory(4)).__getitems__([0])
+    assert not capsys.readouterr().out

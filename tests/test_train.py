@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from isnet_jax import create_model, train
+from isnet_jax import create_model, sharding, train
 from isnet_jax.errors import UserError
 
 
@@ -61,22 +61,35 @@ def test_bfloat16_with_remat_trains_float32_parameters():
         assert loss["total"].dtype == jnp.float32
 
 
-def test_the_first_loss_that_is_not_finite_ends_the_run():
-    """Named with its step and examples; metrics arrive one step late, in order, and those before it all arrive."""
-    mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+def test_metrics_come_a_step_late_and_all_of_them():
+    """In order; each when the next step is already under way; a stop that is asked for comes before a step."""
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
     seen, dispatched = [], []
 
     def step(state, batch):
         dispatched.append(int(state.step) + 1)
-        value = np.nan if dispatched[-1] == 4 else 1.0
-        return state.replace(step=state.step + 1), {"total": np.float32(value), "grad_norm": np.float32(1)}
+        return state.replace(step=state.step + 1), {"total": np.float32(dispatched[-1])}
 
     def on_metrics(step, losses, waited):
-        assert waited >= 0 and dispatched[-1] == step + 1  # the next step is already under way
+        assert waited >= 0 and dispatched[-1] == min(step + 1, last) and losses == {"total": step}
         seen.append(step)
 
     state = train.TrainState(jnp.zeros((), jnp.int32), {}, {}, (), None)
-    batches = iter([{"image": np.zeros((1, 1)), "index": np.array([100 + i])} for i in range(9)])
-    with pytest.raises(UserError, match=r"step 4 the loss is nan .*\[103\].*base_lr"):
-        train.run_steps(step, state, batches, 9, mesh, on_metrics)
-    assert seen == [1, 2, 3]
+    batches = iter([{"image": np.zeros((1, 1)), "index": np.array([100 + i])} for i in range(20)])
+    last = 9
+    state, done = train.run_steps(step, state, batches, 9, mesh, on_metrics)
+    assert seen == [*range(1, 10)] and done == int(state.step) == 9
+    last, answers = 12, iter([False, False, False, True])
+    state, done = train.run_steps(step, state, batches, 18, mesh, on_metrics, lambda: next(answers))
+    assert seen == [*range(1, 13)] and done == int(state.step) == 12
+
+
+@pytest.mark.parametrize("total, norm", [(np.nan, 1.0), (1.0, np.inf)])
+def test_what_is_not_finite_ends_the_run(total, norm):
+    losses = {"total": 1.0, "grad_norm": 1.0}
+    train.check_finite(3, losses, None, None)
+    with pytest.raises(UserError, match=r"step 4 the loss is .*; the batch held a, b. The last checkpoint, of step 2, is "
+                                        r"from before it. .*base_lr"):
+        train.check_finite(4, {"total": total, "grad_norm": norm}, lambda: ["a", "b"], lambda: [2, 1])
+    with pytest.raises(UserError, match="Nothing was saved before it. Look"):
+        train.check_finite(4, {"total": total, "grad_norm": norm}, lambda: ["a", "b"], list)
