@@ -1,4 +1,5 @@
 """Every field of a configuration with its default, and the checks that come before any work."""
+import contextlib
 import functools
 
 from ml_collections import ConfigDict, config_dict
@@ -54,6 +55,7 @@ def default(backbone="resnet50"):
         },
         "train": {
             "global_batch_size": 16,
+            "microbatches": 1,  # parts in which each layer goes over it, to save memory; the result is the same
             "epochs": 1,
             "base_lr": 0.01,
             "min_lr": 1e-4,
@@ -91,20 +93,23 @@ def check(config):
     """Raises UserError for a value that cannot work, naming its field."""
     from isnet_jax.models import create_model
     from isnet_jax.sharding import parse
+    _check_kinds(config, default())
     create_model(config.model)
     parse(config.mesh)
 
     def require(fields, what, holds):
         for field in fields.split():
             value = functools.reduce(lambda section, name: section[name], field.split("."), config)
-            if not holds(value):
-                raise UserError(f"config.{field} is {value!r}; it must be {what}.")
+            with contextlib.suppress(TypeError):  # what is inside a tuple may be of any kind
+                if holds(value):
+                    continue
+            raise UserError(f"config.{field} is {value!r:.200}; it must be {what}.")
 
     def numbers(value, count, kind=(int, float)):
         return (len(value) == count and all(isinstance(x, kind) and not isinstance(x, bool) for x in value)
                 and all(0 < x < float("inf") for x in value))
 
-    require("train.global_batch_size train.epochs test.batch_size test.max_programs run.log_every_steps "
+    require("train.global_batch_size train.microbatches train.epochs test.batch_size test.max_programs run.log_every_steps "
             "run.eval_every_epochs run.checkpoint_every_steps run.keep_checkpoints", "positive", lambda n: n > 0)
     require("run.num_pictures", "0 or more", lambda n: n >= 0)
     require("seed", "from 0 to 2**32 - 1", lambda n: 0 <= n < 2**32)  # JAX's keys know no larger ones
@@ -133,8 +138,18 @@ def check(config):
             and all(c in range(config.model.num_classes) for pair in pairs for c in pair))
 
 
+def _check_kinds(config, like, prefix="config"):
+    """Raises UserError for a value of another kind than the default's: what comes from a file may be of any."""
+    for name, usual in like.items():
+        value, kind = config.get(name), like.get_type(name)
+        if isinstance(usual, ConfigDict) and isinstance(value, ConfigDict):
+            _check_kinds(value, usual, f"{prefix}.{name}")
+        elif type(value) not in ((int, float) if kind is float else (kind,)) and not (value is usual is None):
+            raise UserError(f"{prefix}.{name} is {value!r:.200}; it must be of the type {kind.__name__}.")
+
+
 RESUMABLE_CHANGES = ("mesh", "shard_parameters", "run", "data.source", "data.data_dir", "train.pretrained",
-                     "test.batch_size", "test.max_programs", "test.tta")
+                     "train.microbatches", "test.batch_size", "test.max_programs", "test.tta")
 
 
 def inference_settings(config, tta=False):

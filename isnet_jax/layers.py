@@ -7,14 +7,19 @@ A `mask` (B, H, W, 1) marks the pixels that exist; the others are canvas. Every 
 zeros outside the mask, so that the next convolution sees exactly the zero border that PyTorch pads with: results
 inside the mask do not depend on the canvas. `mask=None` says that every pixel exists; an integer mask says how
 many pixels each entry stands for, which is its weight in batch norm.
+
+`train` is false, or in how many parts a layer goes over the batch to save memory: True means one (microbatches.py).
 """
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from isnet_jax import microbatches
 
 
 def valid_mask(size, height, width):
@@ -68,26 +73,39 @@ class Conv(nn.Module):
     groups: int = 1
     use_bias: bool = False
 
-    @nn.compact
     def __call__(self, x, image_vector=None):
-        """x (B, H, W, I) -> (B, ceil(H / stride), ceil(W / stride), features).
+        """x (B, H, W, I) -> (B, ceil(H / stride), ceil(W / stride), features); `image_vector` as in `convolve`."""
+        return self.function()(self.weights(x, image_vector), (x, image_vector))
 
-        With `image_vector` (B, 1, 1, G), the 1x1 convolution of concat(image_vector broadcast, x), without
-        building it: the vector's part of the product is one row per image.
-        """
-        k, channels = self.kernel_size, x.shape[-1] // self.groups
-        in_channels = channels if image_vector is None else image_vector.shape[-1] + channels
+    def function(self):
+        return partial(convolve, stride=self.stride, dilation=self.dilation, groups=self.groups)
+
+    @nn.compact
+    def weights(self, x, image_vector=None):
+        """The kernel, and the bias or None, for such inputs."""
+        k = self.kernel_size
+        in_channels = x.shape[-1] // self.groups + (0 if image_vector is None else image_vector.shape[-1])
         init = uniform_fan_in(k * k * in_channels)
         kernel = self.param("kernel", init, (k, k, in_channels, self.features))
-        bias = self.param("bias", init, (self.features,)) if self.use_bias else None
-        if k == 1:  # a matrix product is faster than the same convolution on every backend
-            y = matmul(x[:, ::self.stride, ::self.stride], kernel[0, 0, in_channels - channels:], bias)
-            return y if image_vector is None else y + matmul(image_vector, kernel[0, 0, :in_channels - channels])
-        pad = self.dilation * (k // 2)
-        y = lax.conv_general_dilated(
-            x, kernel.astype(x.dtype), (self.stride,) * 2, ((pad, pad),) * 2, rhs_dilation=(self.dilation,) * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=self.groups, precision=precision(x.dtype))
-        return y if bias is None else y + bias.astype(x.dtype)
+        return kernel, self.param("bias", init, (self.features,)) if self.use_bias else None
+
+
+def convolve(weights, inputs, stride, dilation, groups):
+    """The convolution of x (B, H, W, I) with symmetric padding: weights (kernel, bias or None), inputs (x, image_vector).
+
+    Where `image_vector` (B, 1, 1, G) is not None, the 1x1 convolution of concat(image_vector broadcast, x), without
+    building it: the vector's part of the product is one row per image.
+    """
+    (kernel, bias), (x, image_vector) = weights, inputs
+    if kernel.shape[0] == 1:  # a matrix product is faster than the same convolution on every backend
+        rows = kernel.shape[2] - x.shape[-1]  # of the kernel, for the vector
+        y = matmul(x[:, ::stride, ::stride], kernel[0, 0, rows:], bias)
+        return y if image_vector is None else y + matmul(image_vector, kernel[0, 0, :rows])
+    pad = dilation * (kernel.shape[0] // 2)
+    y = lax.conv_general_dilated(
+        x, kernel.astype(x.dtype), (stride,) * 2, ((pad, pad),) * 2, rhs_dilation=(dilation,) * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups, precision=precision(x.dtype))
+    return y if bias is None else y + bias.astype(x.dtype)
 
 
 class BatchNorm(nn.Module):
@@ -96,27 +114,39 @@ class BatchNorm(nn.Module):
     Under `jit` over a mesh the statistics cover the global batch (synchronised batch norm).
     """
 
-    @nn.compact
     def __call__(self, x, train, weight=None):
         """x (..., C) -> same shape; `weight` (..., 1) says how many pixels each row counts for."""
-        shape = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, shape)
-        bias = self.param("bias", nn.initializers.zeros, shape)
-        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
-        var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
-        tracked = self.variable("batch_stats", "num_batches_tracked", jnp.zeros, (), jnp.int32)
         dtype = jnp.promote_types(x.dtype, jnp.float32)
-        if train:
-            batch_mean, batch_var, count = batch_statistics(x.astype(dtype), weight, mean.value.astype(dtype))
-            if not self.is_initializing():
-                unbiased = batch_var * (count / jnp.maximum(count - 1, 1))
-                for variable, new in ((mean, batch_mean), (var, unbiased)):
-                    variable.value = (0.9 * variable.value + 0.1 * new).astype(variable.value.dtype)
-                tracked.value = tracked.value + 1
-        else:
-            batch_mean, batch_var = mean.value.astype(dtype), var.value.astype(dtype)
-        y = (x.astype(dtype) - batch_mean) * (lax.rsqrt(batch_var + 1e-5) * scale.astype(dtype)) + bias.astype(dtype)
-        return y.astype(x.dtype)
+
+        def whole(scale, bias, mean, variance):
+            wide, count = x.astype(dtype), None
+            if train:
+                mean, variance, count = batch_statistics(wide, weight, mean)
+            return normalize(x, mean, variance, scale, bias), (mean, variance, count)
+
+        return self.around(whole, x.shape[-1], dtype, train)
+
+    @nn.compact
+    def around(self, compute, channels, dtype, train):
+        """The y of compute(scale, bias, running mean, running variance) -> y, (mean, variance, count) of the batch."""
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
+        tracked = self.variable("batch_stats", "num_batches_tracked", jnp.zeros, (), jnp.int32)
+        y, (batch_mean, batch_var, count) = compute(*(x.astype(dtype) for x in (scale, bias, mean.value, var.value)))
+        if train and not self.is_initializing():
+            unbiased = batch_var * (count / jnp.maximum(count - 1, 1))
+            for variable, new in ((mean, batch_mean), (var, unbiased)):
+                variable.value = (0.9 * variable.value + 0.1 * new).astype(variable.value.dtype)
+            tracked.value = tracked.value + 1
+        return y
+
+
+def normalize(x, mean, variance, scale, bias):
+    """Batch norm of x (..., C) by a mean and a variance (C,), in their dtype; the result is of x's."""
+    y = (x.astype(mean.dtype) - mean) * (lax.rsqrt(variance + microbatches.EPSILON) * scale) + bias
+    return y.astype(x.dtype)
 
 
 def batch_statistics(x, weight, shift):
@@ -150,10 +180,18 @@ class ConvBNAct(nn.Module):
     @nn.compact
     def __call__(self, x, train, mask=None, image_vector=None):
         """x (B, H, W, I), mask at the output's resolution -> (B, H', W', features); `image_vector` as in Conv."""
-        x = Conv(self.features, self.kernel_size, self.stride, self.dilation, self.groups, self.use_bias,
-                 name="conv")(x, image_vector)
-        x = BatchNorm(name="bn")(x, train, mask)
-        return apply_mask(x if self.act is None else self.act(x), mask)
+        conv = Conv(self.features, self.kernel_size, self.stride, self.dilation, self.groups, self.use_bias, name="conv")
+        bn = BatchNorm(name="bn")
+
+        def activate(y, mask):
+            return apply_mask(y if self.act is None else self.act(y), mask)
+
+        if train > 1:
+            weights, dtype = conv.weights(x, image_vector), jnp.promote_types(x.dtype, jnp.float32)
+            return bn.around(lambda scale, bias, mean, _: microbatches.conv_bn_act(
+                train, conv.function(), lambda *args: activate(normalize(*args[:-1]), args[-1]), weights, scale, bias, mean,
+                (x, image_vector), mask), self.features, dtype, train)
+        return activate(bn(conv(x, image_vector), train, mask), mask)
 
 
 def max_pool(x):

@@ -34,7 +34,7 @@ class ISNet(nn.Module):
     shortcut: bool = False  # stage 2 at stride 4, joined with the backbone's first stage
     dropout: float = 0.1
     dtype: str = "float32"
-    remat: bool = False
+    remat: bool = False  # form each block again in the backward pass
 
     @property
     def output_stride(self):
@@ -49,10 +49,15 @@ class ISNet(nn.Module):
         canvas: what lies outside it never changes the logits inside. Returns a mapping of
         `logits` (B, ceil(H/8), ceil(W/8), K) (stride 4 with the shortcut), `stage1_logits` (stride 8) and, in
         training, `auxiliary_logits` (stride 8), each float32 (float64 where the images are). Where `valid_size`
-        is given the first ceil(h/8) x ceil(w/8) are the image's. Training needs `mutable=["batch_stats"]` and
+        is given the first ceil(h/8) x ceil(w/8) are the image's. `train` may be in how many parts each layer goes over
+        the batch (layers.py). Training needs `mutable=["batch_stats"]` and
         an rng named `dropout`.
         """
         act = ACTIVATIONS[self.activation]
+
+        def layer(module, train_argument=2):
+            return nn.remat(module, static_argnums=(train_argument,)) if self.remat else module
+
         dtype = jnp.float64 if images.dtype == jnp.float64 else jnp.dtype(self.dtype)
         wide = jnp.promote_types(dtype, jnp.float32)
         masks, sizes, size, shape = {}, {}, valid_size, images.shape[1:3]
@@ -68,19 +73,20 @@ class ISNet(nn.Module):
             return Conv(self.num_classes, use_bias=True, name=name)(x).astype(wide)
 
         mask = masks[8]
-        feats = ConvBNAct(512, 3, act=act, name="bottleneck")(stage4, train, mask)
-        image_context = ImageLevelContext(act, name="image_level_context")(feats, train, mask)
-        x = ConvBNAct(512, act=act, name="stage1_head")(feats, train, mask)
+        feats = layer(ConvBNAct)(512, 3, act=act, name="bottleneck")(stage4, train, mask)
+        image_context = layer(ImageLevelContext)(act, name="image_level_context")(feats, train, mask)
+        x = layer(ConvBNAct)(512, act=act, name="stage1_head")(feats, train, mask)
         outputs = {"stage1_logits": classifier(x, "stage1_classifier")}
-        x = SemanticLevelContext(act, name="semantic_level_context")(
+        x = layer(SemanticLevelContext, 4)(act, name="semantic_level_context")(
             feats, outputs["stage1_logits"], image_context, train, mask)
         if self.shortcut:
             detail = ConvBNAct(48, use_bias=True, act=act, name="shortcut")(stage1, train, masks[4])
             x = apply_mask(resize(x, detail.shape[1:3], sizes[8], sizes[4]), masks[4])
-            x = ConvBNAct(512, act=act, name="stage2_head")(jnp.concatenate([x, detail], -1), train, masks[4])
+            x = jnp.concatenate([x, detail], -1)
+            x = layer(ConvBNAct)(512, act=act, name="stage2_head")(x, train, masks[4])
         outputs["logits"] = classifier(x, "stage2_classifier")
         if train or self.is_initializing():
-            x = ConvBNAct(512, 3, act=act, name="auxiliary_head")(stage3, train, mask)
+            x = layer(ConvBNAct)(512, 3, act=act, name="auxiliary_head")(stage3, train, mask)
             auxiliary_logits = classifier(x, "auxiliary_classifier")
             if train:
                 outputs["auxiliary_logits"] = auxiliary_logits

@@ -55,12 +55,13 @@ def state_from_variables(variables, optimizer, ema=False):
                       {"params": params, "batch_stats": batch_stats} if ema else None)
 
 
-def train_step(state, batch, *, model, optimizer, seed, photometric=True, ema_decay=0.0, mesh=None):
+def train_step(state, batch, *, model, optimizer, seed, photometric=True, ema_decay=0.0, mesh=None,
+               microbatches=1):
     """One SGD step on a global batch.
 
     batch: image uint8 (B, H, W, 3), label uint8 (B, H, W) with 255 ignored, window int32 (B, 4), what of the
     image is not padding. Photometry and dropout draw from (seed, step). Returns the new state and the losses
-    of `isnet_losses` with "grad_norm" beside them.
+    of `isnet_losses` with "grad_norm" beside them. With `microbatches` layers go over the batch in so many parts.
     """
     photometric_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
     if mesh:
@@ -71,8 +72,8 @@ def train_step(state, batch, *, model, optimizer, seed, photometric=True, ema_de
     def loss_fn(params):
         if mesh:  # of parameters that are split, each layer gets its own whole; their gradients are split again
             params = jax.lax.with_sharding_constraint(params, sharding.replicated(mesh))
-        outputs, updated = model.apply({"params": params, "batch_stats": state.batch_stats}, images, train=True,
-                                       mutable=["batch_stats"], rngs={"dropout": dropout_key})
+        outputs, updated = model.apply({"params": params, "batch_stats": state.batch_stats}, images,
+                                       train=microbatches, mutable=["batch_stats"], rngs={"dropout": dropout_key})
         losses = isnet_losses(outputs, batch["label"])
         return losses["total"], (losses, updated["batch_stats"])
 
@@ -95,7 +96,8 @@ def _average(old, new, decay):
 def make_train_step(model, optimizer, config, mesh, state_sharding):
     """Jitted `train_step(state, batch)` over the mesh; the state, split as `sharding.split_state` says, is donated."""
     step = partial(train_step, model=model, optimizer=optimizer, seed=config.seed, mesh=mesh,
-                   photometric=config.augment.photometric, ema_decay=config.train.ema_decay)
+                   photometric=config.augment.photometric, ema_decay=config.train.ema_decay,
+                   microbatches=config.train.microbatches)
     return jax.jit(step, donate_argnums=0, in_shardings=(state_sharding, sharding.split_batch(mesh)),
                    out_shardings=(state_sharding, sharding.replicated(mesh)))
 

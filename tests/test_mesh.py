@@ -25,7 +25,7 @@ def batch(size=8, height=136, width=40):
 
 
 @functools.cache
-def step_on(shape, shard_parameters=False, **fields):
+def step_on(shape, shard_parameters=False, microbatches=1, **fields):
     """Losses and the state, on the host, after a step in float64; and what a device holds of the parameters."""
     model = create_model({**FIELDS, **fields})
     optimizer = train.make_optimizer(CONFIG, 4)
@@ -34,7 +34,8 @@ def step_on(shape, shard_parameters=False, **fields):
     shardings = sharding.split_state(mesh, state, shard_parameters)
 
     def step(state, batch):
-        return train.train_step(state, batch, model=model, optimizer=optimizer, seed=3, mesh=mesh)
+        return train.train_step(state, batch, model=model, optimizer=optimizer, seed=3, mesh=mesh,
+                                microbatches=microbatches)
 
     step = jax.jit(step, in_shardings=(shardings, sharding.split_batch(mesh)),
                    out_shardings=(shardings, sharding.replicated(mesh)))
@@ -60,6 +61,15 @@ def test_a_step_is_the_same_on_every_mesh(shape, shard_parameters, x64):
     assert_close(found_losses, losses)
     assert_close(found_state, state)
     assert held < 0.27 * whole if shard_parameters else held == whole
+
+
+@pytest.mark.parametrize("shape, microbatches, fields", [
+    ((1, 1), 4, {}), pytest.param((2, 2), 2, {"remat": True}, marks=pytest.mark.slow)])
+def test_a_batch_in_parts_has_the_statistics_and_gradients_of_the_whole(shape, microbatches, fields, x64):
+    losses, state, _ = step_on((1, 1))
+    found_losses, found_state, _ = step_on(shape, False, microbatches, **fields)
+    assert_close(found_losses, losses)
+    assert_close(found_state, state)
 
 
 def test_evaluation_is_the_same_on_every_mesh(x64):
