@@ -2,31 +2,27 @@
 # Trains on the GPUs of this host, or on some of them.
 #
 #   launch/single_host.sh [--dry-run] [--gpus=0,1] --config=configs/ade20k.py [--workdir=DIR] [--config.FIELD=VALUE ...]
+#
+# The flags may begin with isnet_jax.evaluate, to evaluate.
 set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/common.sh
 
-dry_run=false
-arguments=()
+words=()
 for word in "$@"; do
   case "$word" in
     --dry-run) dry_run=true ;;
     --gpus=*) export CUDA_VISIBLE_DEVICES="${word#--gpus=}" ;;
-    *) arguments+=("$word") ;;
+    *) words+=("$word") ;;
   esac
 done
-if [ "${#arguments[@]}" -eq 0 ]; then
-  sed -n '2,5s/^# \{0,1\}//p' "$0" >&2
-  exit 2
-fi
-
-cd "$(dirname "$0")/.."
-python=python3
-if [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
-command=("$python" -m isnet_jax.main "${arguments[@]}")
+[ "$#" -gt 0 ] || usage
+set_module_words ${words[@]+"${words[@]}"}
+command=("$python" -m "${module_words[@]}")
 
 if "$dry_run"; then
   [ -z "${CUDA_VISIBLE_DEVICES:-}" ] || printf 'CUDA_VISIBLE_DEVICES=%q ' "$CUDA_VISIBLE_DEVICES"
-  printf '%q ' "${command[@]}"
-  printf '\n'
+  show "${command[@]}"
   exit 0
 fi
 exec "${command[@]}"
