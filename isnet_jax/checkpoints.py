@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import jax
@@ -182,6 +183,7 @@ def _read(path, wanted):
     """
     handler, directory = ocp.PyTreeCheckpointHandler(), epath.Path(path / "default")
     try:
+        warnings.filterwarnings("ignore", "Sharding info not provided")  # there is none to know: NumPy arrays are asked for
         there = handler.metadata(directory).tree
         if "ema" in wanted and not there.get("ema"):
             raise UserError(f"The checkpoint {path} holds no moving average of the weights: it was trained with "

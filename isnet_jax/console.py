@@ -16,10 +16,17 @@ def quiet():
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # it announces itself otherwise
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs what it raises, with tracebacks
+    previous = sys.unraisablehook
+    sys.unraisablehook = lambda found: None if _is_late(found) else previous(found)
     for name in ("jax", "orbax", "tensorflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(orbax|tensorflow|tensorflow_datasets|flax|ml_collections)\b.*")
+
+
+def _is_late(unraisable):
+    """Whether it is one of the futures of TensorStore that come back to an event loop that has failed already."""
+    return "Event loop is closed" in str(unraisable.exc_value)
 
 
 @contextlib.contextmanager

@@ -58,6 +58,8 @@ def _run(config, workdir):
     with contextlib.ExitStack() as stack:
         saved = stack.enter_context(contextlib.closing(
             checkpoints.Checkpoints(workdir, record, config.run.keep_checkpoints)))
+        if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:  # programs take minutes there
+            jax.config.update("jax_compilation_cache_dir", str(saved.workdir / "compiled"))
         state, state_sharding = initial_state(config, model, optimizer, mesh, saved)
         step = int(state.step)
         say(f"{config.model.backbone} ISNet, {config.model.num_classes} classes, "

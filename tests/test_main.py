@@ -1,24 +1,19 @@
 """The main job and its commands, as a user runs them, on a small folder in CamVid's layout."""
 import functools
 import json
-import os
 import re
 import runpy
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
+from small_run import ROOT, assert_same_weights, make_camvid, overrides, run, small_config, unwrapped, weights_at
 
 from isnet_jax import checkpoints, command, config, convert, create_model, job, sharding
 from isnet_jax.errors import UserError
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,58 +24,9 @@ def two_devices():
         yield
 
 
-def run(*arguments, module="main", devices=1, cwd=ROOT):
-    """A command as typed: (exit code, stdout, stderr)."""
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-m", f"isnet_jax.{module}", *arguments], capture_output=True, text=True,
-                          cwd=cwd, env=environment, timeout=300)
-    return done.returncode, done.stdout, done.stderr
-
-
-def unwrapped(text):
-    return " ".join(text.split())
-
-
 @pytest.fixture(scope="module")
 def camvid(tmp_path_factory):
-    """Stripes of classes in their own colours, 48x64: (source, data_dir)."""
-    source = tmp_path_factory.mktemp("camvid")
-    rng = np.random.default_rng(0)
-    palette = rng.integers(0, 256, (12, 3))
-    for split, count in (("train", 18), ("val", 5), ("test", 2)):
-        for kind in ("images", "labels"):
-            (source / split / kind).mkdir(parents=True)
-        for i in range(count):
-            label = np.repeat(rng.integers(0, 12, (6, 8)), 8, 0).repeat(8, 1).astype(np.uint8)
-            image = np.clip(palette[label] + rng.integers(-20, 20, (48, 64, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(image).save(source / split / "images" / f"{i:03d}.jpg", quality=95)
-            Image.fromarray(label).save(source / split / "labels" / f"{i:03d}.png")
-    return source, tmp_path_factory.mktemp("data")
-
-
-def overrides(camvid, **more):
-    fields = {"data.source": camvid[0], "data.data_dir": camvid[1], "augment.resize": "()",
-              "augment.crop_size": "(32, 32)", "augment.scale_range": "(1.0, 1.5)", "train.global_batch_size": 8,
-              "train.epochs": 3, "test.batch_size": 8, "run.eval_every_epochs": 2, "run.checkpoint_every_steps": 3,
-              "run.keep_checkpoints": 5, "run.log_every_steps": 1, **more}
-    return [f"--config.{name}={value}" for name, value in fields.items()]
-
-
-def small_config(camvid, **more):
-    c = config.default("resnet18")
-    c.model.num_classes, c.data.name = 11, "camvid"
-    c.update_from_flattened_dict({"augment.resize": (), "augment.crop_size": (32, 32), "augment.scale_range": (1., 1.5),
-                                  "train.global_batch_size": 8, "train.epochs": 3, "test.resize": (),
-                                  "test.batch_size": 8, "run.eval_every_epochs": 2, "run.checkpoint_every_steps": 3,
-                                  "run.keep_checkpoints": 5, "run.log_every_steps": 1, **more})
-    c.data.source, c.data.data_dir = map(str, camvid)
-    return c
-
-
-def weights_at(workdir, step):
-    """Every array of the checkpoint at `step`, by name."""
-    state = ocp.PyTreeCheckpointer().restore(workdir / "checkpoints" / str(step) / "default")
-    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(state)}
+    return make_camvid(tmp_path_factory.mktemp("camvid"))
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +66,8 @@ def test_resume_equals_uninterrupted_bit_for_bit(finished, camvid, tmp_path):
     shutil.rmtree(resumed / "checkpoints" / "6")
     assert sorted(path.name for path in (resumed / "checkpoints").iterdir()) == ["3"]
     job.run(small_config(camvid, **{"train.ema_decay": 0.5}), resumed)
-    expected, found = weights_at(whole, 6), weights_at(resumed, 6)
-    assert expected.keys() == found.keys() and len(expected) > 300
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, name)
+    assert_same_weights(whole, resumed, 6)
+    expected = weights_at(whole, 6)
     before = weights_at(whole, 3)
     assert any((before[name] != expected[name]).any() for name in expected)
 

@@ -1,0 +1,85 @@
+"""A small training run, as a user would start it: a folder in CamVid's layout, its config, its command."""
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from PIL import Image
+
+from isnet_jax import config
+
+ROOT = Path(__file__).parent.parent
+FIELDS = {"augment.resize": (), "augment.crop_size": (32, 32), "augment.scale_range": (1.0, 1.5),
+          "train.global_batch_size": 8, "train.epochs": 3, "test.batch_size": 8, "run.eval_every_epochs": 2,
+          "run.checkpoint_every_steps": 3, "run.keep_checkpoints": 5, "run.log_every_steps": 1}
+
+
+def make_camvid(folder):
+    """Stripes of classes in their own colours, 48x64, 18 to train and 5 to evaluate: (source, data_dir)."""
+    source = folder / "camvid"
+    rng = np.random.default_rng(0)
+    palette = rng.integers(0, 256, (12, 3))
+    for split, count in (("train", 18), ("val", 5), ("test", 2)):
+        for kind in ("images", "labels"):
+            (source / split / kind).mkdir(parents=True)
+        for i in range(count):
+            label = np.repeat(rng.integers(0, 12, (6, 8)), 8, 0).repeat(8, 1).astype(np.uint8)
+            image = np.clip(palette[label] + rng.integers(-20, 20, (48, 64, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(image).save(source / split / "images" / f"{i:03d}.jpg", quality=95)
+            Image.fromarray(label).save(source / split / "labels" / f"{i:03d}.png")
+    return source, folder / "data"
+
+
+def overrides(camvid, **more):
+    """Words of a command line: 2 steps an epoch, 3 epochs."""
+    fields = {"data.source": camvid[0], "data.data_dir": camvid[1], **FIELDS, **more}
+    return [f"--config.{name}={value}" for name, value in fields.items()]
+
+
+def small_config(camvid, **more):
+    """The same as a config."""
+    c = config.default("resnet18")
+    c.model.num_classes, c.data.name = 11, "camvid"
+    c.update_from_flattened_dict({"test.resize": (), **FIELDS, **more})
+    c.data.source, c.data.data_dir = map(str, camvid)
+    return c
+
+
+def command(*arguments, module="main"):
+    return [sys.executable, "-m", f"isnet_jax.{module}", *arguments]
+
+
+def environment(devices=1):
+    """Of a command; what one has compiled the next need not."""
+    return {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT),
+            "JAX_COMPILATION_CACHE_DIR": str(Path(tempfile.gettempdir()) / f"isnet_jax_tests_{os.getpid()}"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
+
+
+def run(*arguments, module="main", devices=1, cwd=ROOT):
+    """A command as typed: (exit code, stdout, stderr)."""
+    done = subprocess.run(command(*arguments, module=module), capture_output=True, text=True, cwd=cwd, timeout=300,
+                          env=environment(devices))
+    return done.returncode, done.stdout, done.stderr
+
+
+def unwrapped(text):
+    return " ".join(text.split())
+
+
+def weights_at(workdir, step):
+    """Every array of the checkpoint at `step`, by name."""
+    state = ocp.PyTreeCheckpointer().restore(workdir / "checkpoints" / str(step) / "default")
+    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def assert_same_weights(a, b, step):
+    """Bit for bit: parameters, momentum, statistics and step."""
+    a, b = weights_at(a, step), weights_at(b, step)
+    assert a.keys() == b.keys() and len(a) > 200
+    for name, value in a.items():
+        np.testing.assert_array_equal(b[name], value, name)
