@@ -53,6 +53,20 @@ def no_native_noise():
             sys.stderr = stderr
 
 
+@contextlib.contextmanager
+def no_native_output():
+    """Drops what is written to the standard output of the process meanwhile, by whomever."""
+    sys.stdout.flush()
+    shown = os.dup(1)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    try:
+        yield
+    finally:
+        os.dup2(shown, 1)
+        os.close(shown)
+
+
 def say(text=""):
     """Prints a line above any progress bar; nothing once this process is mute."""
     if not _muted:

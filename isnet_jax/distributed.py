@@ -7,7 +7,10 @@ import glob
 import importlib.util
 import os
 import signal
+import socket
 import sys
+import threading
+import time
 import traceback
 
 import jax
@@ -21,10 +24,12 @@ from isnet_jax.errors import UserError
 FIELDS = "coordinator", "num_processes", "process_id"
 HEARTBEAT_SECONDS = 30  # a process silent for so long is dead, and all others stop
 CONNECT_SECONDS = 300
+TELL_SECONDS = 10  # after so long a wait for them is told of
 
 _LOST = ("Gloo", "gloo", "NCCL", "coordination", "Coordination", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat",
          "Connection reset", "Connection closed", "preempted", "Barrier")  # words of a process that misses another
-_ticks = 0
+_ticks = 0  # how often `stop_asked` was called
+_all_stop = False
 
 
 class OthersLost(UserError):
@@ -56,16 +61,39 @@ def initialize(values):
         given["coordinator_address"] = given.pop("coordinator")
     elif not _is_cluster():
         return
+    waiting = threading.Timer(TELL_SECONDS, print, ["waiting for the other processes of this run: start all of them "
+                                                    f"within {CONNECT_SECONDS} s, or all end"], {"file": sys.stderr})
+    waiting.daemon = True
+    waiting.start()
     try:
-        with console.no_native_noise():
+        if given["process_id"]:
+            _require_listener(given["coordinator_address"])  # JAX aborts where there is none
+        with console.no_native_output():
             jax.distributed.initialize(**given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
                                        initialization_timeout=CONNECT_SECONDS)
+            wait_for_all("joined")  # Gloo announces itself
     except (RuntimeError, ValueError) as error:  # of the service; of what JAX makes of the environment
-        raise UserError(f"The processes of this run do not find each other ({str(error).strip().splitlines()[0]}): "
-                        "start all of them within five minutes, see that process 0's port can be reached, or name them "
-                        f"yourself with --{', --'.join(FIELDS)}.") from None
+        raise UserError(f"The processes of this run do not find each other ({str(error).strip().splitlines()[0]}); "
+                        f"name them yourself with --{', --'.join(FIELDS)}.") from None
+    finally:
+        waiting.cancel()
     if jax.process_index():
         console.mute()
+
+
+def _require_listener(address):
+    """Returns when process 0 listens; raises UserError if it does not in CONNECT_SECONDS."""
+    host, _, port = address.rpartition(":")
+    end = time.monotonic() + CONNECT_SECONDS
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise UserError(f"Process 0 of this run does not listen at --coordinator={address} ({error}): start it, "
+                                "and see that this host reaches that port of its.") from None
+        time.sleep(0.2)
 
 
 def _is_cluster():
@@ -89,13 +117,16 @@ def is_first():
 
 def stop_asked():
     """Whether to stop here, because a signal came: the same answer on all processes, if all ask equally often."""
-    global _ticks
+    global _ticks, _all_stop
     if alone():
         return interrupts.asked()
+    if interrupts.asked() and not _all_stop:  # Ctrl-C in this process: JAX tells the others of SIGTERM alone
+        os.kill(os.getpid(), signal.SIGTERM)
     _ticks += 1
-    if multihost_utils.reached_preemption_sync_point(_ticks):
+    _all_stop = multihost_utils.reached_preemption_sync_point(_ticks)
+    if _all_stop:
         interrupts.note(signal.SIGTERM)
-    return interrupts.asked()
+    return _all_stop
 
 
 def agree(value):
@@ -136,6 +167,10 @@ def joined(values, goes_on):
     initialize(values)
     try:
         yield
+    except KeyboardInterrupt:
+        if _all_stop:  # or the first to end would look dead to the others
+            jax.distributed.shutdown()
+        raise
     except UserError:
         raise
     except Exception as error:

@@ -34,6 +34,11 @@ def _run(config, workdir):
         raise UserError(f"config.augment.crop_size is {tuple(config.augment.crop_size)} (height, width), which is too "
                         f"low to be cut in the {mesh.shape['spatial']} strips of the mesh, each of "
                         f"{sharding.MIN_STRIP} pixels at least; set config.mesh so that `spatial` is less.")
+    parts = mesh.shape["data"] * config.train.microbatches
+    if config.train.global_batch_size % parts:
+        raise UserError(f"config.train.global_batch_size is {config.train.global_batch_size}, which does not split evenly "
+                        f"into config.train.microbatches = {config.train.microbatches} on each of {mesh.shape['data']} "
+                        "devices; lower microbatches.")
     builder = datasets.load(config.data.name, config.data.data_dir, config.data.source, config.data.folder)
     names, palette = list(builder.info.metadata["names"]), list(builder.info.metadata["palette"])
     if config.model.num_classes != len(names):

@@ -11,14 +11,20 @@ import jax
 import jax.numpy as jnp
 
 
-def split(x, count):
-    """x (B, ...) -> (count, B / count, ...); every part takes from every device that holds some of the batch."""
-    return x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
+def _view(x, count):
+    """x (B, ...) as (B / count, count, ...): part i is [:, i], which takes from every device that holds some of x."""
+    return x.reshape(-1, count, *x.shape[1:])
 
 
-def join(x):
-    """The inverse of `split`."""
-    return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+def _part(tree, count, i):
+    """Part i of a tree of arrays (B, ...), read in place."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(_view(x, count), i, axis=1, keepdims=False), tree)
+
+
+def _with_part(tree, count, i, parts):
+    """The tree with part i replaced, written in place."""
+    return jax.tree.map(lambda x, part: jax.lax.dynamic_update_index_in_dim(
+        _view(x, count), part, i, axis=1).reshape(x.shape), tree, parts)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -34,23 +40,25 @@ def conv_bn_act(count, conv, finish, weights, scale, bias, shift, inputs, mask):
 
 
 def _forward(count, conv, finish, weights, scale, bias, shift, inputs, mask):
-    parts = jax.tree.map(lambda x: split(x, count), (inputs, mask))
-
-    def add(sums, part):
-        z = conv(weights, part[0]).astype(shift.dtype) - shift
-        weight, axes = _weight(z, part[1]), tuple(range(z.ndim - 1))
+    def add(sums, i):
+        part_inputs, part_mask = _part((inputs, mask), count, i)
+        z = conv(weights, part_inputs).astype(shift.dtype) - shift
+        weight, axes = _weight(z, part_mask), tuple(range(z.ndim - 1))
         return jax.tree.map(jnp.add, sums, (weight.sum(), (weight * z).sum(axes), (weight * z * z).sum(axes))), None
 
     zero = jnp.zeros_like(shift)
-    (number, first, second), _ = jax.lax.scan(add, (zero[0], zero, zero), parts)
+    (number, first, second), _ = jax.lax.scan(add, (zero[0], zero, zero), jnp.arange(count))
     first, second = first / number, second / number
     mean, variance = first + shift, jnp.maximum(second - first * first, 0)
 
-    def apply(part):
-        z = conv(weights, part[0])
-        return finish(z.astype(mean.dtype), mean, variance, scale, bias, part[1]).astype(z.dtype)
+    def apply(result, i):
+        part_inputs, part_mask = _part((inputs, mask), count, i)
+        z = conv(weights, part_inputs)
+        part = finish(z.astype(mean.dtype), mean, variance, scale, bias, part_mask).astype(z.dtype)
+        return _with_part(result, count, i, part), None
 
-    result = join(jax.lax.map(apply, parts))
+    shape = jax.eval_shape(conv, weights, inputs)
+    result, _ = jax.lax.scan(apply, jnp.zeros(shape.shape, shape.dtype), jnp.arange(count))
     return (result, (mean, variance, number)), (weights, scale, bias, inputs, mask, mean, variance, number)
 
 
@@ -61,32 +69,34 @@ def _weight(z, mask):
 
 def _backward(count, conv, finish, saved, cotangents):
     weights, scale, bias, inputs, mask, mean, variance, number = saved
-    parts = jax.tree.map(lambda x: split(x, count), (inputs, mask, cotangents[0]))
 
-    def finished(part):
-        """The convolution, and the cotangents of it, of scale and of bias, as if the statistics were constants."""
-        part_inputs, part_mask, cotangent = part
+    def finished(i):
+        """The convolution of part i, and the cotangents of it, of scale and bias, as if the statistics were constants."""
+        part_inputs, part_mask, cotangent = _part((inputs, mask, cotangents[0]), count, i)
         z = conv(weights, part_inputs).astype(mean.dtype)
         _, pull = jax.vjp(lambda z, scale, bias: finish(z, mean, variance, scale, bias, part_mask), z, scale, bias)
         return z, pull(cotangent.astype(mean.dtype))
 
-    def add(sums, part):
-        return jax.tree.map(jnp.add, sums, finished(part)[1][1:]), None
+    def add(sums, i):
+        return jax.tree.map(jnp.add, sums, finished(i)[1][1:]), None
 
-    (of_scale, of_bias), _ = jax.lax.scan(add, (jnp.zeros_like(scale), jnp.zeros_like(bias)), parts)
+    (of_scale, of_bias), _ = jax.lax.scan(add, (jnp.zeros_like(scale), jnp.zeros_like(bias)), jnp.arange(count))
 
-    def accumulate(total, part):
-        z, (of_z, _, _) = finished(part)
+    def accumulate(total, i):
+        of_weights, of_inputs = total
+        part_inputs, part_mask = _part((inputs, mask), count, i)
+        z, (of_z, _, _) = finished(i)
         normalised = (z - mean) * jax.lax.rsqrt(variance + EPSILON)
         through_statistics = (of_bias + normalised * of_scale) / number * scale * jax.lax.rsqrt(variance + EPSILON)
-        of_z = of_z - _weight(z, part[1]) * through_statistics
-        z, pull = jax.vjp(conv, weights, part[0])
-        of_weights, of_inputs = pull(of_z.astype(z.dtype))
-        return jax.tree.map(jnp.add, total, of_weights), of_inputs
+        of_z = of_z - _weight(z, part_mask) * through_statistics
+        z, pull = jax.vjp(conv, weights, part_inputs)
+        part_weights, part = pull(of_z.astype(z.dtype))
+        return (jax.tree.map(jnp.add, of_weights, part_weights), _with_part(of_inputs, count, i, part)), None
 
-    of_weights, of_inputs = jax.lax.scan(accumulate, jax.tree.map(jnp.zeros_like, weights), parts)
+    zeros = jax.tree.map(jnp.zeros_like, (weights, inputs))
+    (of_weights, of_inputs), _ = jax.lax.scan(accumulate, zeros, jnp.arange(count))
     of_mask = None if mask is None else jnp.zeros(mask.shape, jax.dtypes.float0)
-    return of_weights, of_scale, of_bias, jnp.zeros_like(mean), jax.tree.map(join, of_inputs), of_mask
+    return of_weights, of_scale, of_bias, jnp.zeros_like(mean), of_inputs, of_mask
 
 
 EPSILON = 1e-5  # of batch norm

@@ -103,10 +103,10 @@ def create_model(config):
     unknown = sorted(set(fields) - set(ISNet.__dataclass_fields__) | {"parent", "name"} & set(fields))
     if unknown:
         valid = [name for name in ISNet.__dataclass_fields__ if name not in ("parent", "name")]
-        raise UserError(f"config.model has no field {', '.join(unknown)}; its fields are {', '.join(valid)}.")
+        raise UserError(f"config.model has no field {', '.join(unknown):.200}; its fields are {', '.join(valid)}.")
     for field, valid in (("backbone", BACKBONES), ("activation", ACTIVATIONS), ("dtype", DTYPES)):
         if field in fields and fields[field] not in valid:
-            raise UserError(f"config.model.{field} is {fields[field]!r}; choose one of {', '.join(valid)}.")
+            raise UserError(f"config.model.{field} is {fields[field]!r:.200}; choose one of {', '.join(valid)}.")
     if fields.get("dtype") == "float64" and not jax.config.jax_enable_x64:
         raise UserError("config.model.dtype is float64, which JAX only computes with JAX_ENABLE_X64=1 in the environment.")
     for field in ("backbone", "num_classes"):

@@ -56,9 +56,13 @@ class ResNet(nn.Module):
     def __call__(self, x, train, masks):
         """x (B, H, W, 3), masks {2, 4, 8: (B, H/s, W/s, 1) or None} -> the outputs of the four stages."""
         half = self.stem_channels // 2
-        for i, (features, stride) in enumerate(((half, 2), (half, 1), (self.stem_channels, 1))):
-            x = ConvBNAct(features, 3, stride, name=f"stem{i + 1}")(x, train, masks[2])
-        x = apply_mask(max_pool(x), masks[4])
+
+        def stem(_, x):
+            for i, (features, stride) in enumerate(((half, 2), (half, 1), (self.stem_channels, 1))):
+                x = ConvBNAct(features, 3, stride, name=f"stem{i + 1}")(x, train, masks[2])
+            return apply_mask(max_pool(x), masks[4])
+
+        x = (nn.remat(stem) if self.remat else stem)(self, x)
         block = nn.remat(self.block, static_argnums=(2,)) if self.remat else self.block
         outputs, level = [], 4
         for stage, (depth, stride, dilation) in enumerate(zip(self.depths, STRIDES, DILATIONS)):

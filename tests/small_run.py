@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from PIL import Image
 
 from isnet_jax import config
@@ -73,7 +74,9 @@ def unwrapped(text):
 
 def weights_at(workdir, step):
     """Every array of the checkpoint at `step`, by name."""
-    state = ocp.PyTreeCheckpointer().restore(workdir / "checkpoints" / str(step) / "default")
+    directory, handler = epath.Path(workdir / "checkpoints" / str(step) / "default"), ocp.PyTreeCheckpointHandler()
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(directory).tree)
+    state = handler.restore(directory, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(state)}
 
 

@@ -2,12 +2,14 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import random_variables
 
 from isnet_jax import UserError, create_model, evaluation, sharding, train
 from isnet_jax.input_pipeline import EvalBatch
+from isnet_jax.losses import isnet_losses
 
 FIELDS = {"backbone": "resnet18", "num_classes": 5, "dtype": "float64"}
 
@@ -70,6 +72,28 @@ def test_a_batch_in_parts_has_the_statistics_and_gradients_of_the_whole(shape, m
     found_losses, found_state, _ = step_on(shape, False, microbatches, **fields)
     assert_close(found_losses, losses)
     assert_close(found_state, state)
+
+
+def test_a_batch_in_parts_and_blocks_formed_again_leave_less_for_the_backward_pass():
+    """Bytes that autodiff keeps between the two passes, parameters apart; a compiler may keep less."""
+    def kept(microbatches, remat):
+        model = create_model({"backbone": "resnet50", "num_classes": 150, "remat": remat, "dropout": 0.0})
+        variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
+
+        def loss(params, batch_stats, images, labels):
+            outputs, _ = model.apply({"params": params, "batch_stats": batch_stats}, images, train=microbatches,
+                                     mutable=["batch_stats"])
+            return isnet_losses(outputs, labels)["total"]
+
+        images, labels = jax.ShapeDtypeStruct((8, 256, 256, 3), np.float32), jax.ShapeDtypeStruct((8, 256, 256), np.uint8)
+        pull = jax.eval_shape(lambda params, *rest: jax.vjp(lambda p: loss(p, *rest), params)[1], variables["params"],
+                              variables["batch_stats"], images, labels)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull)) - sum(
+            leaf.size * 4 for leaf in jax.tree.leaves(variables["params"]))
+
+    whole = kept(1, False)
+    assert kept(4, False) < 0.4 * whole
+    assert kept(1, True) < 0.2 * whole and kept(4, True) <= kept(1, True)
 
 
 def test_evaluation_is_the_same_on_every_mesh(x64):
