@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import tensorflow as tf
 
+from isnet_jax.datasets.files import decode_image, decode_label
 from isnet_jax.losses import IGNORED
 from isnet_jax.resizing import resize, target_size
 
@@ -29,29 +29,6 @@ class Plan(NamedTuple):
     mirror: int
     degrees: int  # counter-clockwise
     part: tuple  # (top, left, height, width), what the crop needs of the original
-
-
-def decode_image(data, part=None):
-    """Encoded JPEG or PNG, of any colour mode -> uint8 (H, W, 3), or its `part` (top, left, height, width) alone."""
-    if not data.startswith(b"\xff\xd8"):
-        image = _pixels(tf.io.decode_png(data, channels=3))
-        if part is not None:
-            top, left, height, width = part
-            image = image[top:top + height, left:left + width]
-    elif part is None:
-        image = _pixels(tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE"))
-    else:
-        image = _pixels(tf.image.decode_and_crop_jpeg(data, part, channels=3, dct_method="INTEGER_ACCURATE"))
-    return image
-
-
-def decode_label(data):
-    """Grey PNG of train ids -> uint8 (H, W)."""
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
-
-
-def _pixels(tensor):
-    return np.asarray(memoryview(tensor))  # without a copy
 
 
 def choose_crop(label, crop_size, max_class_share, rng):

@@ -7,6 +7,9 @@ from ml_collections import ConfigDict, config_dict
 from isnet_jax.errors import UserError
 
 
+MAX_TEXT = 4096  # characters, as many as a path has
+
+
 def default(backbone="resnet50"):
     """The fields a config file may change.
 
@@ -14,7 +17,7 @@ def default(backbone="resnet50"):
     """
     from isnet_jax.models import BACKBONES  # with JAX, which not every command needs
     if backbone not in BACKBONES:
-        raise UserError(f"There is no backbone {backbone!r}; write --config=FILE:BACKBONE with one of "
+        raise UserError(f"There is no backbone {backbone!r:.200}; write --config=FILE:BACKBONE with one of "
                         f"{', '.join(BACKBONES)}.")
     config = ConfigDict({
         "seed": 0,
@@ -109,8 +112,9 @@ def check(config):
         return (len(value) == count and all(isinstance(x, kind) and not isinstance(x, bool) for x in value)
                 and all(0 < x < float("inf") for x in value))
 
-    require("train.global_batch_size train.microbatches train.epochs test.batch_size test.max_programs run.log_every_steps "
-            "run.eval_every_epochs run.checkpoint_every_steps run.keep_checkpoints", "positive", lambda n: n > 0)
+    require("train.global_batch_size train.microbatches train.epochs test.batch_size test.max_programs "
+            "run.log_every_steps run.eval_every_epochs run.checkpoint_every_steps run.keep_checkpoints", "positive",
+            lambda n: n > 0)
     require("run.num_pictures", "0 or more", lambda n: n >= 0)
     require("seed", "from 0 to 2**32 - 1", lambda n: 0 <= n < 2**32)  # JAX's keys know no larger ones
     require("train.base_lr train.min_lr train.weight_decay train.power", "a finite number, 0 or more",
@@ -146,6 +150,8 @@ def _check_kinds(config, like, prefix="config"):
             _check_kinds(value, usual, f"{prefix}.{name}")
         elif type(value) not in ((int, float) if kind is float else (kind,)) and not (value is usual is None):
             raise UserError(f"{prefix}.{name} is {value!r:.200}; it must be of the type {kind.__name__}.")
+        elif isinstance(value, str) and len(value) > MAX_TEXT:
+            raise UserError(f"{prefix}.{name} is {value!r:.200}..., which is too long.")
 
 
 RESUMABLE_CHANGES = ("mesh", "shard_parameters", "run", "data.source", "data.data_dir", "train.pretrained",

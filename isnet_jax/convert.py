@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 from flax import traverse_util
 
-from isnet_jax import checkpoints, pth
+from isnet_jax import checkpoints, pth, stored
 from isnet_jax.errors import UserError, mismatches
 
 _BLOCK = r"backbone/layer(\d)_(\d+)/"
@@ -147,10 +147,10 @@ def backbone_from_torch(state_dict, model):
         name = re.sub(r"^conv1\.(\d)\.", r"stem.\1.", name)  # timm's deep stem
         tensors[name] = tensor
     if "conv1.weight" in tensors:
-        raise UserError(f"The checkpoint is a ResNet with one {tensors['conv1.weight'].shape[2]}x"
-                        f"{tensors['conv1.weight'].shape[3]} convolution as its stem (torchvision's, v1b). ISNet's "
-                        "backbone is v1c, with three 3x3 convolutions, another network: take an ImageNet checkpoint "
-                        "of that kind (mmcls resnet50_v1c, timm resnet50c, resnest101e).")
+        size = "x".join(map(str, tensors["conv1.weight"].shape[2:]))
+        raise UserError(f"The checkpoint is a ResNet with one {size} convolution as its stem (torchvision's, v1b). "
+                        "ISNet's backbone is v1c, with three 3x3 convolutions, another network: take an ImageNet "
+                        "checkpoint of that kind (mmcls resnet50_v1c, timm resnet50c, resnest101e).")
     tensors = {re.sub(r"^bn1\.", "stem.7.", name): tensor for name, tensor in tensors.items()
                if not re.match(r"(fc|head\.fc)\.", name)}
     names = {name.removeprefix("backbone_net."): place for name, place in official_names(model).items()
@@ -214,12 +214,10 @@ def _write_pth(path, state_dict):
         import torch
     except ImportError:
         raise UserError("Writing a .pth file needs PyTorch, which is not installed: pip install torch.") from None
-    partial = Path(f"{path}.partial")
     try:
-        torch.save({"model": {name: torch.from_numpy(array.copy()) for name, array in state_dict.items()}}, partial)
-        partial.replace(path)
+        with stored.replacing(Path(path)) as partial:
+            torch.save({"model": {name: torch.from_numpy(array.copy()) for name, array in state_dict.items()}}, partial)
     except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"--output={path} cannot be written ({error}).") from None
 
 

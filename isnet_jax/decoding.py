@@ -1,22 +1,20 @@
 """Photographs as people have them: any colour mode and turn -> upright 8-bit RGB. None of this imports TensorFlow."""
+import io
 import struct
-import warnings
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from isnet_jax import limits
 from isnet_jax.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-MAX_PIXELS, MAX_SIDE = 100_000_000, 65_500  # larger images are refused before anything is decoded; no JPEG is longer
 ORIENTATION = 274  # the EXIF tag
 UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
            5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
            8: Image.Transpose.ROTATE_90}  # what undoes each orientation
-
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS takes its place
 
 
 class Header(NamedTuple):
@@ -28,7 +26,8 @@ class Header(NamedTuple):
 def read_header(path):
     """Header of an image file, of which nothing is decoded; raises UserError if it cannot be read or is too large."""
     try:
-        with _open(path) as image:
+        limits.check_file(path)
+        with limits.open_image(path, FORMATS) as image:
             orientation = _orientation(image)
             size = image.size if orientation >= 5 else image.size[::-1]
     except Exception as error:  # Pillow raises a wide mix on damaged files
@@ -42,7 +41,10 @@ def decode(path, header):
     Of 16 bits the upper 8 are taken, alpha is dropped, of several frames the first counts.
     """
     try:
-        with _open(path) as image:
+        data = limits.read(path)
+        with limits.open_image(io.BytesIO(data), FORMATS) as image:
+            if data.startswith(limits.JPEG):
+                limits.check_scans(data)
             if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PNG"):  # Pillow would clip it
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             image = image.convert("RGB")
@@ -54,13 +56,6 @@ def decode(path, header):
     if pixels.shape[:2] != header.size:
         raise UserError(f"{path} has changed while it was being read.")
     return pixels
-
-
-def _open(path):
-    image = Image.open(path, formats=FORMATS)
-    if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
-        raise Image.DecompressionBombError
-    return image
 
 
 def _orientation(image):
@@ -85,9 +80,8 @@ def _has_exif_chunk(path):
 
 
 def _mistake(path, error):
-    if isinstance(error, Image.DecompressionBombError):
-        return UserError(f"{path} has more than {MAX_PIXELS // 10**6} megapixels, or than {MAX_SIDE} in a row or "
-                         "column, the most accepted.")
+    if isinstance(error, Image.DecompressionBombError):  # Pillow's own limit is higher, but it may be what stops us
+        return UserError(f"{path} {error if isinstance(error, limits.TooLarge) else limits.TOO_LARGE}.")
     if isinstance(error, Image.UnidentifiedImageError):
         return UserError(f"{path} is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image.")
     if isinstance(error, OSError) and error.strerror:

@@ -11,6 +11,11 @@ class UserError(Exception):
     code = 1
 
 
+def printable(text):
+    """A text with its control characters escaped: a name of a file may try to command the terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 @contextlib.contextmanager
 def mended_by_user(what, flag, goes_on, memory):
     """Makes UserErrors of full disks and full devices inside.

@@ -24,7 +24,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from isnet_jax import checkpoints, command, convert, datasets, distributed, evaluation, metrics, protocols, sharding
+from isnet_jax import (checkpoints, command, convert, datasets, distributed, evaluation, metrics, protocols, sharding,
+                       stored)
 from isnet_jax.config import inference_settings
 from isnet_jax.console import say
 from isnet_jax.errors import UserError, mended_by_user
@@ -51,6 +52,8 @@ def _main(config, values):
     checkpoint = Path(values.checkpoint)
     home = checkpoint if checkpoint.is_dir() else Path("runs") / command.config_name(sys.argv)
     output = Path(values.output) if values.output else home / f"evaluation-{'ema-' * values.ema}{setting}"
+    if checkpoint.is_dir() and not values.output:
+        stored.require_inside(checkpoint, output)
     with distributed.joined(values, "where it stopped"):
         results = run(config, checkpoint, setting, output, values.ema)
     print_results(results, values.protocol or list(protocols.PROTOCOLS))

@@ -2,14 +2,14 @@
 import concurrent.futures
 import json
 import time
-import zipfile
 from collections import Counter
 from pathlib import Path
 
+import jax
 import numpy as np
 from PIL import Image
 
-from isnet_jax import distributed, protocols, published
+from isnet_jax import distributed, protocols, published, stored
 from isnet_jax.checkpoints import write_whole
 from isnet_jax.errors import UserError
 from isnet_jax.sharding import from_devices
@@ -60,25 +60,27 @@ class EvaluationRecord:
         finished = self.directory / "results.json"
         if finished.exists():
             try:
-                results = json.loads(finished.read_text())
+                results = stored.read_json(finished)
                 identity = results["identity"]
-            except (ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{finished} is damaged, or not of an evaluation ({type(error).__name__}: {error}): "
                                 "delete it to evaluate anew, or choose another --output.") from None
             self._require_same(identity, finished)
             self.results = results
         elif self._progress.exists():
             try:
-                with np.load(self._progress, allow_pickle=False) as file:
-                    stored = dict(file)
-                identity = str(stored.pop("identity"))
-            except Exception:  # damaged in some way; nothing is lost but time
+                identity, done, confusion, counts, boundary = stored.read_arrays(
+                    self._progress, "identity", "done", "confusion", "counts", "boundary")
+            except (OSError, ValueError):  # damaged in some way; nothing is lost but time
                 return
-            self._require_same(identity, self._progress)
-            done, confusion, counts = (stored[name] for name in ("done", "confusion", "counts"))
+            self._require_same(str(identity), self._progress)
+            ours, theirs = ([(x.shape, x.dtype) for x in arrays] for arrays in (
+                (self.done, self.confusion, self.counts, self.boundary), (done, confusion, counts, boundary)))
+            if ours != theirs:
+                return
             files = [self.directory / "predictions" / f"{file}.png" for file in self.files[done]]
             if (confusion.sum(1) == counts[done, 2].sum(0)).all() and all(map(Path.exists, files)):
-                self._sums, self.counts, self.boundary = (done, confusion), counts, stored["boundary"]
+                self._sums, self.counts, self.boundary = (done, confusion), counts, boundary
 
     def _require_same(self, identity, path):
         if identity != self._identity:
@@ -106,7 +108,7 @@ class EvaluationRecord:
         path = self.directory / "predictions" / f"{self.files[index]}.png"
         image = Image.fromarray(classes)
         image.putpalette(self._palette.tobytes())
-        partial = path.with_name(f"{path.name}.partial")
+        partial = path.with_name(f"{path.name}.{jax.process_index()}.partial")  # two processes may hold the image
         image.save(partial, "PNG", compress_level=1)
         partial.replace(path)
 
@@ -120,8 +122,8 @@ class EvaluationRecord:
         """Writes down how far the evaluation has come; what it says is done has its prediction on disk."""
         self._wait()
         if distributed.is_first():
-            _write_arrays(self._progress, identity=np.array(self._identity), done=self.done, counts=self.counts,
-                          boundary=self.boundary, confusion=self.confusion)
+            stored.write_arrays(self._progress, identity=np.array(self._identity), done=self.done, counts=self.counts,
+                                boundary=self.boundary, confusion=self.confusion)
         self._saved = time.monotonic()
 
     def finish(self, run):
@@ -137,8 +139,8 @@ class EvaluationRecord:
                    "boundary_iou": in_percent(protocols.boundary_scores(boundary), facts["names"]),
                    "published": found and {"miou": found.miou, "source": found.source}, "run": run}
         if distributed.is_first():
-            _write_arrays(self.directory / "images.npz", name=self.names, file=self.files,
-                          index=np.arange(len(self.names)), counts=self.counts, boundary=self.boundary)
+            stored.write_arrays(self.directory / "images.npz", name=self.names, file=self.files,
+                                index=np.arange(len(self.names)), counts=self.counts, boundary=self.boundary)
             write_whole(self.directory / "results.json", json.dumps(results, indent=1) + "\n")
             self._progress.unlink(missing_ok=True)
         return results
@@ -151,16 +153,3 @@ def in_percent(scores, names):
 
     return {key: {name: percent(x) for name, x in zip(names, value)} if np.ndim(value) else percent(value)
             for key, value in scores.items()}
-
-
-def _write_arrays(path, **arrays):
-    """An .npz file (np.savez takes no array named `file`), whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with zipfile.ZipFile(partial, "w") as archive:
-            for name, array in arrays.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                    np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -4,7 +4,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from isnet_jax import datasets
+from isnet_jax import datasets, limits
 from isnet_jax.console import no_native_noise
 from isnet_jax.errors import UserError
 from isnet_jax.losses import IGNORED
@@ -52,9 +52,9 @@ def gallery(evaluation, scores):
 
 
 def _open(record):
-    """The examples of the evaluated split; raises UserError."""
-    data = record["config"].get("data", {})
-    builder = datasets.load(data.get("name"), data.get("data_dir"), folder=data.get("folder"))
+    """The examples of the evaluated split; raises UserError. Nothing is prepared or fetched for it."""
+    data = record["config"].get("data") or {}
+    builder = datasets.open_prepared(data.get("name"), data.get("data_dir"), data.get("folder"))
     from isnet_jax import input_pipeline  # needs TensorFlow
     return input_pipeline.open_split(builder, record["split"])
 
@@ -71,6 +71,8 @@ def _shot(evaluation, source, i, score):
     if source is not None:
         try:
             image, truth = _example(source, i, name, len(names))
+        except UserError as error:
+            troubles.append(str(error))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's
             troubles.append(f"The example cannot be read from the prepared data ({error}).")
     if truth is not None and prediction is not None:
@@ -96,7 +98,8 @@ def _example(source, i, name, num_classes):
     there = record["name"].decode()
     if there != name:
         raise ValueError(f"it is another one: its example {i} is {there!r}")
-    image, label = (Image.open(io.BytesIO(record[key])) for key in ("image", "label"))
+    image, label = (limits.open_image(io.BytesIO(limits.decodable(record[key])), ("JPEG", "PNG"))
+                    for key in ("image", "label"))
     image, label = np.asarray(image.convert("RGB")), np.asarray(label)
     if label.max(where=label != IGNORED, initial=0) >= num_classes:
         raise ValueError("it has other classes")

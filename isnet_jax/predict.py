@@ -31,12 +31,12 @@ import tqdm
 from absl import flags
 from PIL import Image
 
-from isnet_jax import canvases, checkpoints, convert, datasets, decoding, inference, pictures, sharding
+from isnet_jax import canvases, checkpoints, convert, datasets, decoding, inference, pictures, sharding, stored
 from isnet_jax import config as configs
 from isnet_jax.console import say
 from isnet_jax.datasets import tables
 from isnet_jax.datasets.survey import in_order
-from isnet_jax.errors import UserError
+from isnet_jax.errors import UserError, printable
 from isnet_jax.models import create_model
 from isnet_jax.photometry import normalize
 from isnet_jax.resizing import resize, target_size
@@ -48,6 +48,7 @@ FORMATS = {  # the value of each class in the files of a benchmark
 }
 OUTPUT_COST = 0.02  # of a pixel of the prediction, beside one of the network's input
 BATCH_PIXELS = 2**26  # of predictions at once, so that batches of large images fit in memory
+AHEAD_PIXELS = 2**28  # of images decoded ahead, which a decoder may take 16 bytes for, each
 
 
 class Task(NamedTuple):
@@ -88,8 +89,9 @@ def recorded_config(directory):
         config = configs.default(record["model"]["backbone"])
         with config.unlocked():  # what else was recorded does no harm
             config.update(frozen(record))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{directory}/{checkpoints.CONFIG_FILE} does not hold a config of isnet_jax ({error}); give "
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{directory}/{checkpoints.CONFIG_FILE} does not hold a config of isnet_jax ({reason}); give "
                         "the config as --config=FILE.") from None
     configs.check(config)
     return config
@@ -220,7 +222,8 @@ class Predictor:
                 on_failure(error)
                 return index, None, None, None
 
-        for canvas, group in itertools.groupby(in_order(read, order), lambda row: chosen.which[row[0]]):
+        ahead = in_order(read, order, lambda index: np.prod(tasks[index].header.size), AHEAD_PIXELS)
+        for canvas, group in itertools.groupby(ahead, lambda row: chosen.which[row[0]]):
             height, width, *shape = chosen.sizes[canvas].tolist()
             count = min(self.test.batch_size, np.count_nonzero(chosen.which == canvas),
                         max(BATCH_PIXELS // (shape[0] * shape[1]), 1))
@@ -249,12 +252,8 @@ def overlay(image, prediction, palette):
 def save(path, image, **options):
     """Writes a Pillow image to a file that is never seen half-written; the folders above it are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
+    with stored.replacing(path) as partial:
         image.save(partial, {".png": "PNG", ".jpg": "JPEG"}[path.suffix], **options)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _write(root, task, image, prediction, palette, values):
@@ -321,7 +320,7 @@ def _predict(predictor, images, root, palette, file_values):
 
     def fail(error):
         failures.append(error)
-        tqdm.tqdm.write(f"skipped: {error}", file=sys.stderr)
+        tqdm.tqdm.write(printable(f"skipped: {error}"), file=sys.stderr)
 
     def task(item):
         try:

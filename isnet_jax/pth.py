@@ -19,7 +19,7 @@ import numpy as np
 
 from .errors import UserError
 
-_PICKLE_BYTES = 16 << 20  # real ones take some 250 bytes a tensor; a hostile one can cost 100 bytes of memory a byte
+_PICKLE_BYTES = 4 << 20  # real ones take some 250 bytes a tensor; a hostile one 100 bytes of memory and 1 us a byte
 _DEPTH = 64  # containers inside containers
 _COPIES = 4  # all tensors together, in file sizes: shared storages repeat a little, a memory bomb a lot
 _MAGIC, _VERSION = b"l\xfc\x9cF\xf9 j\xa8P\x19", 1001  # how a legacy file starts
@@ -118,7 +118,8 @@ def _load_zip(data, path, reader):
         _need(info.CRC in (0, zlib.crc32(raw)), f"{which} is damaged: its checksum differs")  # 0: there is none
         return raw
 
-    _need(infos[roots[0] + "data.pkl"].file_size <= _PICKLE_BYTES, f"its data.pkl is over {_PICKLE_BYTES >> 20} MiB")
+    _need(infos[roots[0] + "data.pkl"].file_size <= _PICKLE_BYTES, f"its data.pkl is over {_PICKLE_BYTES >> 20} MiB",
+          _RESAVE)
     result, _ = reader.read(record("data.pkl"), 0, _PICKLE_BYTES)
     swap = roots[0] + "byteorder" in infos and {b"little": False, b"big": True}[record("byteorder").tobytes()]
     _need(sum(s.nbytes for s in reader.storages.values()) <= data.size, "its storages are larger than the file")

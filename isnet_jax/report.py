@@ -7,7 +7,6 @@ usage: python -m isnet_jax.report DIR [--other=DIR2] [--output=FILE.html]
   --output  the page (default DIR/report.html)
 """
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from isnet_jax.errors import UserError
 from isnet_jax.page import delta, document, escape, facts, note, percent, swatch, table
 
 CONFUSIONS = 15  # told in a list
+DRAWABLE = 1e30  # larger numbers, and those that are none, are left out of charts
 SCORES = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy",
           "frequency_weighted_iou": "freq.-weighted IoU"}
 LOSSES = {"loss/total": "total", "loss/stage2": "stage 2", "loss/stage1": "stage 1", "loss/auxiliary": "auxiliary"}
@@ -187,7 +187,8 @@ def _training(record):
         return ""
 
     def series(labels, factor=1):
-        found = {label: [(row["step"], factor * row[key]) for row in rows if math.isfinite(row.get(key, math.nan))]
+        found = {label: [(row["step"], factor * row[key]) for row in rows
+                         if isinstance(row.get(key), (int, float)) and abs(row[key]) < DRAWABLE]
                  for key, label in labels.items()}
         return {label: points for label, points in found.items() if points}
 

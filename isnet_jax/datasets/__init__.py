@@ -45,6 +45,13 @@ def prepare(name, data_dir=None, source=None, folder=None):
     return preparation.open_or_prepare(builder_class, data_dir, source, **kwargs)
 
 
+def open_prepared(name, data_dir=None, folder=None):
+    """As `load`, but only of what is prepared on this machine: writes nothing, and asks no network."""
+    builder_class, kwargs = _builder_class(name, folder)
+    from isnet_jax.datasets import preparation
+    return preparation.open_prepared(builder_class, data_dir, **kwargs)
+
+
 def check(name, source=None, folder=None):
     """Checks original files and writes nothing.
 

@@ -3,16 +3,11 @@
 Both number 182 classes, of which 171 occur: 11 things of COCO have no segmentations.
 """
 
-import io
-import struct
-import zlib
-
 import numpy as np
-import scipy.io
 
-from isnet_jax.datasets import common, files, tables
+from isnet_jax.datasets import common, tables
+from isnet_jax.datasets.mat import read_mat
 from isnet_jax.datasets.pairing import find_pairs, locate
-from isnet_jax.errors import UserError
 
 NAMES = tables.names("""
     person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, street sign,
@@ -39,7 +34,6 @@ CITATION = """\
   pages     = {1209--1218},
   year      = {2018}
 }"""
-NUMBERS = 'double', 'single', 'int8', 'uint8', 'int16', 'uint16', 'int32', 'uint32', 'int64', 'uint64'
 
 
 class CocoStuff10k(common.FolderBuilder):
@@ -79,58 +73,3 @@ class CocoStuff164k(common.FolderBuilder):
                 locate(source, f'annotations/{folder}', f'stuffthingmaps/{folder}',
                        f'stuffthingmaps_trainval2017/{folder}'), self.problems)
         return pairs
-
-
-def read_mat(path, key):
-    """Reads a matrix of whole numbers from a MATLAB file of version 4 to 7.
-
-    Args:
-      path: Path.
-      key: the variable's name.
-
-    Returns:
-      Integers [height, width].
-
-    Raises:
-      UserError: the file cannot be read, or has no such matrix, or one of more than files.MAX_PIXELS.
-    """
-    try:
-        data = _inflated(path.read_bytes())
-        variables = {name: (shape, kind) for name, shape, kind in scipy.io.whosmat(io.BytesIO(data))}  # headers only
-        shape, kind = variables.get(key, ((), None))
-        if kind not in NUMBERS or len(shape) != 2 or not all(shape):
-            raise UserError(f'{path} holds no matrix {key} of numbers, height x width.')
-        if shape[0] * shape[1] > files.MAX_PIXELS:
-            raise OverflowError
-        matrix = scipy.io.loadmat(io.BytesIO(data), variable_names=[key])[key]
-    except UserError:
-        raise
-    except OverflowError:
-        raise UserError(f'{path} has more than {files.MAX_PIXELS // 10**6} megapixels, the most accepted.') from None
-    except Exception as error:  # scipy raises a wide mix on damaged files, zlib.error and TypeError among them
-        raise UserError(f'{path} is damaged or unreadable ({error}).') from None
-    if matrix.dtype.kind == 'f' and (matrix == matrix.round()).all() and (abs(matrix) < 2**31).all():
-        matrix = matrix.astype(np.int32)
-    if matrix.dtype.kind not in 'iu':
-        raise UserError(f'{path} holds numbers in {key} that are not whole.')
-    return np.ascontiguousarray(matrix)  # it comes in columns
-
-
-def _inflated(data):
-    """Returns a MATLAB file without compression, which scipy would undo without limit; raises OverflowError."""
-    order = {b'IM': '<', b'MI': '>'}.get(data[126:128])
-    if not order:
-        return data  # version 4 knows no compression
-    parts, at, left = [data[:128]], 128, 8 * files.MAX_PIXELS
-    while at + 8 <= len(data):
-        kind, size = struct.unpack_from(f'{order}II', data, at)
-        part = data[at:at + 8 + size]
-        if kind == 15:  # miCOMPRESSED
-            inflater = zlib.decompressobj()
-            part = inflater.decompress(part[8:], left)
-            left -= len(part)
-            if left <= 0:
-                raise OverflowError
-        parts.append(part)
-        at += 8 + size
-    return b''.join(parts)

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from isnet_jax.datasets import files
-from isnet_jax.datasets.files import IGNORED, MAX_PIXELS  # noqa: F401  builders find them here
+from isnet_jax.datasets.files import IGNORED  # noqa: F401  builders find it here
 from isnet_jax.datasets.journal import Finding
 from isnet_jax.datasets.survey import in_order
 from isnet_jax.errors import UserError

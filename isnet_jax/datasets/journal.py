@@ -1,5 +1,6 @@
 """What the check of a data set found, kept on disk while it goes on: a killed preparation need not begin again."""
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -9,8 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from isnet_jax import stored
+
 CHUNK = 64  # findings in a file
 SECONDS = 10  # or fewer, after this time
+KINDS = {'warnings': 'u1', 'image': 'u1', 'label': 'u1', 'size': 'i2', 'counts': 'i2', 'palette': 'b1',
+         'num_bytes': 'i1'}  # and the number of axes of each column
 
 
 class Finding(NamedTuple):
@@ -40,11 +45,9 @@ class Journal:
         self._written = time.monotonic()
         self._load = functools.lru_cache(4)(self._read)  # items come in about the order of the chunks
         for path in sorted(folder.glob('*.npz')):
-            try:
-                with path.open('rb') as file, np.load(file, allow_pickle=False) as chunk:
-                    self._places |= {key: (path.name, row) for row, key in enumerate(chunk['keys'].tolist())}
-            except Exception:  # zipfile, zlib and numpy have many ways to say that a file is damaged
-                continue
+            with contextlib.suppress(OSError, ValueError):
+                keys, = stored.read_arrays(path, 'keys')
+                self._places |= {key: (path.name, row) for row, key in enumerate(keys.ravel().tolist())}
 
     def get(self, stamp):
         """Returns the Finding of a stamp, or None."""
@@ -54,7 +57,7 @@ class Journal:
         name, row = self._places.get(key, (None, None))
         try:
             return name and self._load(name)[row]
-        except Exception:
+        except (OSError, ValueError, TypeError, IndexError, RecursionError):
             return None
 
     def add(self, stamp, finding):
@@ -81,11 +84,15 @@ class Journal:
         self._written = time.monotonic()
 
     def _read(self, name):
-        with (self.folder / name).open('rb') as file, np.load(file, allow_pickle=False) as chunk:
-            columns = {field: chunk[field] for field in Finding._fields if field != 'errors'}
-        for field in 'image', 'label':
+        """Returns the findings in a chunk; raises OSError or ValueError."""
+        fields = [field for field in Finding._fields if field != 'errors']
+        columns = dict(zip(fields, stored.read_arrays(self.folder / name, *fields)))
+        found = {field: f'{column.dtype.kind}{column.ndim}' for field, column in columns.items()}
+        if found != KINDS or columns['size'].shape[1:] != (2,) or (columns['size'] < 1).any():
+            raise ValueError('other columns')
+        for field in 'image', 'label', 'warnings':
             columns[field] = _split(columns[field])
-        columns['warnings'] = [tuple(json.loads(text)) for text in _split(columns['warnings'])]
+        columns['warnings'] = [tuple(map(str, json.loads(text))) for text in columns['warnings']]
         columns['size'] = [tuple(size) for size in columns['size'].tolist()]
         columns['palette'], columns['num_bytes'] = columns['palette'].tolist(), columns['num_bytes'].tolist()
         return [Finding(**dict(zip(columns, row))) for row in zip(*columns.values(), strict=True)]
@@ -101,6 +108,11 @@ def _join(texts):
 
 
 def _split(array):
-    count = int(array[:8].view(np.int64)[0])
-    ends = array[8:8 * (count + 1)].view(np.int64).cumsum() + 8 * (count + 1)
+    numbers = array[:array.size // 8 * 8].view(np.int64)
+    if not numbers.size or not 0 <= numbers[0] < numbers.size:
+        raise ValueError('no count')
+    count, lengths = int(numbers[0]), numbers[1:numbers[0] + 1]
+    if (lengths < 0).any() or 8 * (count + 1) + sum(lengths.tolist()) != array.size:
+        raise ValueError('other lengths')
+    ends = lengths.cumsum() + 8 * (count + 1)
     return [array[start:end].tobytes() for start, end in zip([8 * (count + 1), *ends[:-1]], ends)]

@@ -3,14 +3,17 @@
 import contextlib
 import fcntl
 import functools
+import itertools
 import os
 import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
+from isnet_jax import limits, stored
 from isnet_jax.datasets import store
 from isnet_jax.datasets.journal import Journal
 from isnet_jax.datasets.pairing import is_text
@@ -26,8 +29,7 @@ def open_or_prepare(builder_class, data_dir, source, **kwargs):
     kwargs: for the builder, besides data_dir and source.
     """
     source = _resolve(builder_class, source)
-    remote = data_dir if store.is_remote(data_dir) else None
-    data_dir = store.local_data_dir() if remote or not data_dir else os.path.expanduser(data_dir)
+    remote, data_dir = data_dir if store.is_remote(data_dir) else None, store.local_place(data_dir)
     make = functools.partial(_open, builder_class, data_dir, source, kwargs)
     builder, result = make(), None
     place = remote and store.place_of(remote, builder.data_path.relative_to(data_dir))
@@ -56,6 +58,14 @@ def open_or_prepare(builder_class, data_dir, source, **kwargs):
     if place and not stored:
         store.send(builder.data_path, place)
     return builder, result
+
+
+def open_prepared(builder_class, data_dir, **kwargs):
+    """Does the work of `isnet_jax.datasets.open_prepared` for a subclass of SegmentationBuilder."""
+    builder = _open(builder_class, store.local_place(data_dir), None, kwargs)
+    if not builder.data_path.exists():
+        raise UserError(f'The data set {builder_class.name} is not prepared in {builder.data_path}.')
+    return builder
 
 
 def check(builder_class, source, **kwargs):
@@ -90,20 +100,37 @@ def _open(builder_class, data_dir, source, kwargs):
     try:
         builder = builder_class(data_dir=data_dir, source=source, **kwargs)
         if builder.data_path.exists():
-            if list(builder.info.metadata['names']) != list(builder.NAMES):  # [] loads what is stored, get not
-                raise ValueError('it holds other classes')
-            if 'examples' not in builder.info.metadata:
-                raise ValueError('it was prepared by an older version')
+            _check_metadata(builder)
             for path in [path for split in builder.info.splits.values() for path in split.filepaths] or ['no split']:
                 if not os.path.exists(path):
                     raise ValueError(f'{path} is missing')
     except UserError:
         raise
     except Exception as error:  # TFDS raises AssertionError, json errors and its own
+        reason = ' '.join(str(error).split())[:300] or type(error).__name__
         raise UserError(f'What is in {os.path.join(data_dir, builder_class.name)} is no complete data set '
-                        f'{builder_class.name} of this program ({error}): delete it to prepare anew, or choose another '
-                        'data_dir.') from None
+                        f'{builder_class.name} of this program ({reason}): delete it to prepare anew, or choose '
+                        'another data_dir.') from None
     return builder
+
+
+def _check_metadata(builder):
+    """Raises an error unless what is stored beside the records can be relied on: names of files are made of it."""
+    metadata, splits = builder.info.metadata, builder.info.splits
+    if list(metadata['names']) != list(builder.NAMES):  # [] loads what is stored, get not
+        raise ValueError('it holds other classes')
+    if 'examples' not in metadata:
+        raise ValueError('it was prepared by an older version')
+    if not isinstance(metadata['source'], str) or np.shape(metadata['palette']) != (len(builder.NAMES), 3):
+        raise ValueError('its source is no text, or its palette no list of colours')
+    if {split: len(examples) for split, examples in metadata['examples'].items()} != {
+            split: info.num_examples for split, info in splits.items()}:
+        raise ValueError('it has other examples than records')
+    for name, height, width in itertools.chain(*metadata['examples'].values()):
+        if not (isinstance(name, str) and stored.is_name(name) and type(height) is type(width) is int
+                and min(height, width) > 0):
+            raise ValueError(f'it has an example {name!a} of {height!a} x {width!a}')
+        limits.check_size(width, height)
 
 
 def _prepare(builder, folder):

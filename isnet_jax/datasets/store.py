@@ -6,6 +6,7 @@ array_record opens local files only, so data sets are prepared and read in the l
 import contextlib
 import os
 import random
+import shutil
 import string
 
 import tqdm
@@ -13,6 +14,7 @@ from etils import epath
 
 from isnet_jax.console import no_native_noise
 from isnet_jax.errors import UserError
+from isnet_jax.stored import is_name
 
 INFO = 'dataset_info.json'  # comes last: where it is, the copy is whole
 BLOCK = 2**23
@@ -26,6 +28,11 @@ def is_remote(data_dir):
 def local_data_dir():
     """Returns the folder of prepared data sets on this machine."""
     return os.path.expanduser(os.environ.get('TFDS_DATA_DIR') or os.path.join('~', 'tensorflow_datasets'))
+
+
+def local_place(data_dir):
+    """Returns the folder where the data sets of a data_dir are on this machine."""
+    return local_data_dir() if is_remote(data_dir) or not data_dir else os.path.expanduser(data_dir)
 
 
 def place_of(data_dir, name):
@@ -55,6 +62,7 @@ def fetch(place, local):
     partial = local.parent / f'incomplete.{noise}_{local.name}'  # as TFDS calls them
     try:
         with _reaching(place):
+            _require_room(place, partial)
             _copy(place, partial, f'fetching {place}')
         partial.rename(local)
     finally:
@@ -68,8 +76,19 @@ def send(local, place):
         _copy(local, place, f'sending to {place}')
 
 
+def _require_room(place, target):
+    target.mkdir(parents=True)
+    needed, free = sum(path.stat().length for path in place.iterdir()), shutil.disk_usage(target).free
+    if needed > free:
+        raise UserError(f'The data set in {place} takes {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free in '
+                        f'{target.parent}: make room, or set TFDS_DATA_DIR to another folder.')
+
+
 def _copy(source, target, title):
     paths = sorted(source.iterdir(), key=lambda path: (path.name == INFO, path.name))
+    odd = [path.name for path in paths if not is_name(path.name)]
+    if odd:  # they become files here
+        raise UserError(f'{source} holds a file {odd[0]!a}, a name that leads out of its folder: nothing is copied.')
     target.mkdir(parents=True, exist_ok=True)
     with tqdm.tqdm(total=sum(path.stat().length for path in paths), desc=title, unit='B', unit_scale=True,
                    disable=None) as bar:
@@ -86,6 +105,8 @@ def _reaching(place):
     try:
         with no_native_noise():
             yield
+    except UserError:
+        raise
     except Exception as error:  # of TensorFlow, fsspec, gcsfs, each with its own
         reason = ' '.join(str(error).split()) or type(error).__name__
         raise UserError(f'{place} cannot be reached ({reason[:300]}): check the address and the network, and that this '

@@ -12,7 +12,7 @@ import numpy as np
 import tqdm
 
 from isnet_jax.console import no_native_noise
-from isnet_jax.errors import UserError
+from isnet_jax.errors import UserError, printable
 
 
 class Census:
@@ -75,7 +75,7 @@ def survey(builder, journal=None):
     def tell(kind, messages):
         told[kind] += len(messages)
         for message in messages:
-            tqdm.tqdm.write(f'{kind}: {message}', file=sys.stderr)
+            tqdm.tqdm.write(printable(f'{kind}: {message}'), file=sys.stderr)
 
     builder.problems, builder.warnings = [], []
     items = builder.items()
@@ -89,6 +89,8 @@ def survey(builder, journal=None):
     def check(item):
         stamp = journal and _stamp(builder, item)
         known = stamp and journal.get(stamp)
+        if known and len(known.counts) != len(builder.NAMES) + 1:
+            known = None
         return stamp, known, known or builder.check(item)
 
     census = {split: Census(len(builder.NAMES)) for split in items}
@@ -116,20 +118,25 @@ def survey(builder, journal=None):
     return Survey(builder.NAMES, items, census)
 
 
-def in_order(function, items):
-    """Yields function(item) for each item, in their order, working ahead in threads: decoders release Python's lock."""
+def in_order(function, items, cost=lambda item: 0, most=0):
+    """Yields function(item) for each item, in their order, working ahead in threads: decoders release Python's lock.
+
+    Results wait in memory, so a bounded number is ahead, and costs that add up to `most` at most, or a single item.
+    """
     workers = min(16, os.cpu_count())
-    remaining, running = iter(items), collections.deque()
+    items, running, held = iter(items), collections.deque(), 0
+    following = list(itertools.islice(items, 1))
     with contextlib.ExitStack() as stack:
         pool = concurrent.futures.ThreadPoolExecutor(workers)
         stack.callback(pool.shutdown, cancel_futures=True)
-        while True:
-            # A bounded number ahead: results wait in memory.
-            running.extend(pool.submit(function, item)
-                           for item in itertools.islice(remaining, 4 * workers - len(running)))
-            if not running:
-                return
-            yield running.popleft().result()
+        while following or running:
+            while following and len(running) < 4 * workers and (not running or held + cost(following[0]) <= most):
+                running.append((pool.submit(function, following[0]), cost(following[0])))
+                held += cost(following[0])
+                following = list(itertools.islice(items, 1))
+            future, share = running.popleft()
+            yield future.result()
+            held -= share
 
 
 def _stamp(builder, item):
