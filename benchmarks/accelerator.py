@@ -16,7 +16,6 @@ import gc
 import importlib.metadata
 import importlib.util
 import json
-import math
 import multiprocessing
 import os
 import runpy
@@ -32,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from isnet_jax import convert, create_model, inference, photometry, sharding, train
+from isnet_jax import convert, create_model, inference, photometry, roofline, sharding, train
 
 ROOT = Path(__file__).resolve().parents[1]
 DOC, REFERENCE = ROOT / "docs/performance.md", ROOT / "tests/reference"
@@ -122,22 +121,6 @@ def halving(attempt, wanted):
         print(f"         out of memory; trying batch {batch}", flush=True)
 
 
-def count_flops(jaxpr):
-    """FLOPs of the matrix products and convolutions in a jaxpr; the body of a scan counts for every turn."""
-    total = 0
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            total += 2 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
-        elif eqn.primitive.name == "conv_general_dilated":
-            kernel, output_axis = eqn.invars[1].aval, eqn.params["dimension_numbers"].rhs_spec[0]
-            total += 2 * eqn.outvars[0].aval.size * kernel.size // kernel.shape[output_axis]
-        else:
-            inner = sum(count_flops(body) for body in jax.tree.leaves(eqn.params) if hasattr(body, "eqns"))
-            total += inner * (eqn.params["length"] if eqn.primitive.name == "scan" else 1)
-    return total
-
-
 def jax_matrix(quick):
     n = 512 if quick else 8192
     a, b = (jax.random.normal(jax.random.key(i), (n, n), jnp.bfloat16) for i in range(2))
@@ -164,7 +147,8 @@ def jax_speed(name, training, quick):
     variables = convert.from_torch({key: weights.tensor(key, form) for key, (_, form)
                                     in convert.official_names(model).items()}, model)
     forward = partial(model.apply, train=training, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})
-    flops = count_flops(jax.make_jaxpr(forward)(variables, np.zeros((1, *shape, 3), np.float32)))  # of one image
+    traced = jax.make_jaxpr(forward)(variables, np.zeros((1, *shape, 3), np.float32))  # of one image
+    flops = roofline.count_flops(traced).model
     flops *= 3 if training else 1  # the backward pass is two such passes
 
     def attempt(size):
