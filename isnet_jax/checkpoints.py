@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import time
 import warnings
 from pathlib import Path
 
@@ -13,13 +14,14 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from isnet_jax import config as configs
-from isnet_jax import digest, distributed
-from isnet_jax.console import say
+from isnet_jax import digest, distributed, interrupts, stored
+from isnet_jax.console import warn
 from isnet_jax.errors import UserError, mismatches
 
 CONFIG_FILE = "config.json"
 DIGEST = "digest"  # the entry of a checkpoint with the checksums of the others
 DAMAGED = "damaged-checkpoints"
+RETRY_SECONDS = 1
 CONVERTED = "converted_from"  # in the config.json of what isnet_jax.convert wrote
 
 
@@ -42,6 +44,8 @@ class Checkpoints:
                             f"{flag}.") from None
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(self.workdir / "checkpoints", options=options)
+        # Orbax would ask with another count than `distributed.stop_asked`, which is then never answered.
+        self._manager.reached_preemption = lambda step: False
 
     def _claim(self, record, flag):
         path = self.workdir / CONFIG_FILE
@@ -58,8 +62,9 @@ class Checkpoints:
             raise UserError(f"{self.workdir} holds checkpoints but no {CONFIG_FILE}, so there is no telling whose they "
                             f"are. Choose another {flag}.")
         distributed.wait_for_all("claim")
-        if distributed.is_first():
-            write_whole(path, json.dumps(record, indent=2, sort_keys=True) + "\n")
+        text = json.dumps(record, indent=2, sort_keys=True) + "\n"
+        if distributed.is_first() and not (path.exists() and path.read_text() == text):
+            write_whole(path, text)
 
     def steps(self):
         """Steps of the finished checkpoints, the newest first."""
@@ -76,35 +81,42 @@ class Checkpoints:
                 self._manager.save(step, args=ocp.args.StandardSave({**tree, DIGEST: digest.of_tree(tree)}))
 
     def restore(self, template):
-        """The newest state that is whole, None without any; damaged ones are told of and put aside.
+        """The newest state that is whole, None where none was ever saved; damaged newer ones are told of and put aside.
 
         template: a TrainState of ShapeDtypeStructs with shardings, on any mesh. Every process reads all by itself.
-        Raises UserError if there are checkpoints, but none is whole, or if they are of another network.
+        Raises UserError if no checkpoint is whole, or if they are of another network.
         """
-        wanted, steps = as_dict(template), self.steps()
+        wanted, steps, damaged = as_dict(template), self.steps(), []
+        if not distributed.all_of(distributed.agree(steps[:1] or [-1])[0] == (steps[:1] or [-1])[0]):
+            raise UserError(f"The processes of this run see different checkpoints in {self.workdir}: give all of them "
+                            "the same --workdir, on a file system that they share.")
         for step in steps:
-            path, problem, found = self.workdir / "checkpoints" / str(step), "", None
+            path, found = self.workdir / "checkpoints" / str(step), None
             try:
-                found = _read(path, wanted)
+                found = _read_again(path, wanted)
             except _Damaged as error:
-                problem = str(error)
-            if distributed.all_of(not problem):
+                warn(str(error))
+            if distributed.all_of(found is not None):
+                self._put_aside(damaged)
                 return template.replace(**jax.tree.map(_place, found, wanted))
-            self._put_aside(path, problem or f"The checkpoint {path} is damaged: another process cannot read it.")
-        if steps:
-            raise UserError(f"None of the checkpoints of {self.workdir} is whole any more; they are in {DAMAGED}/ there. "
-                            "Give the same command again to start anew, or restore one of them from a backup.")
+            damaged.append(path)
+        if damaged or any(self.workdir.glob(f"{DAMAGED}/*")):
+            raise UserError(f"None of the checkpoints of {self.workdir} is whole. If its storage is at fault, give the "
+                            "same command again when it is mended; otherwise restore one from a backup, or choose "
+                            "another --workdir to start anew.")
         return None
 
-    def _put_aside(self, path, problem):
-        say(f"{problem} It is put aside in {self.workdir / DAMAGED}.")
-        if distributed.is_first():
-            (self.workdir / DAMAGED).mkdir(exist_ok=True)
-            target = self.workdir / DAMAGED / path.name
-            shutil.rmtree(target, ignore_errors=True)
-            path.rename(target)
-        distributed.wait_for_all(f"put aside {path.name}")
-        self._manager.reload()
+    def _put_aside(self, paths):
+        for path in paths:
+            if distributed.is_first():
+                warn(f"{path} is put aside in {self.workdir / DAMAGED}.")
+                (self.workdir / DAMAGED).mkdir(exist_ok=True)
+                target = self.workdir / DAMAGED / path.name
+                shutil.rmtree(target, ignore_errors=True)
+                path.rename(target)
+            distributed.wait_for_all(f"put aside {path.name}")
+        if paths:
+            self._manager.reload()
 
     def check(self):
         """Raises UserError if a checkpoint could not be written in the background."""
@@ -136,12 +148,10 @@ class Checkpoints:
 
 def write_whole(path, text):
     """Writes a file that is never seen half-written."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_text(text)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with stored.replacing(path) as partial, open(partial, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # or it may be empty after a power cut
 
 
 def read_config(directory):
@@ -176,6 +186,15 @@ def _reason(error):
     return text.splitlines()[0][:300] if text else type(error).__name__
 
 
+def _read_again(path, wanted):
+    """As `_read`, which is tried twice: storage over a network fails at times."""
+    try:
+        return _read(path, wanted)
+    except _Damaged:
+        time.sleep(RETRY_SECONDS)
+        return _read(path, wanted)
+
+
 def _read(path, wanted):
     """Some of the fields of the checkpoint .../STEP as NumPy arrays.
 
@@ -183,7 +202,7 @@ def _read(path, wanted):
     """
     handler, directory = ocp.PyTreeCheckpointHandler(), epath.Path(path / "default")
     try:
-        warnings.filterwarnings("ignore", "Sharding info not provided")  # there is none to know: NumPy arrays are asked for
+        warnings.filterwarnings("ignore", "Sharding info not provided")  # none is needed for NumPy arrays
         there = handler.metadata(directory).tree
         if "ema" in wanted and not there.get("ema"):
             raise UserError(f"The checkpoint {path} holds no moving average of the weights: it was trained with "
@@ -201,6 +220,8 @@ def _read(path, wanted):
     except UserError:
         raise
     except Exception as error:  # Orbax and TensorStore raise many kinds
+        if interrupts.asked():
+            raise KeyboardInterrupt from None
         raise _Damaged(f"The checkpoint {path} is damaged: {_reason(error)}.") from None
 
 
@@ -214,9 +235,10 @@ def save_variables(directory, config, variables, source):
     source: the file they come from, kept as a fact.
     """
     checkpoints = Checkpoints(directory, {**config.to_dict(), CONVERTED: str(source)}, flag="--output")
-    if checkpoints.latest_step() is not None:
+    if checkpoints.steps():
         raise UserError(f"{directory} already holds checkpoints; choose another --output.")
     checkpoints.save(0, dict(variables))
+    checkpoints.wait()
     checkpoints.close()
 
 

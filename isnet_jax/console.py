@@ -74,6 +74,11 @@ def say(text=""):
         sys.stdout.flush()
 
 
+def warn(text):
+    """Prints a line to standard error above any progress bar, in any process."""
+    tqdm.tqdm.write(text, file=sys.stderr)
+
+
 def mute():
     """Ends `say` in this process: of several, the first one speaks."""
     global _muted

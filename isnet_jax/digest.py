@@ -1,13 +1,11 @@
 """A checksum of every array of a checkpoint, the same on every mesh: integers are summed, in whatever order."""
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
 def of_tree(fields):
-    """{field: uint32 (leaves,)} of {field: tree of arrays}, on the host, but for arrays of which it has a part alone."""
+    """{field: uint32 (leaves,)} of {field: tree of arrays}, on the host, but for arrays it has only parts of."""
     def one(leaf):
         spread = isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated)
         return jax.device_get(_on_devices(leaf)) if spread else of_array(np.asarray(leaf), np)
@@ -23,9 +21,10 @@ def of_array(array, xp):
     bits = array.view(f"uint{8 * array.dtype.itemsize}")
     if array.dtype.itemsize == 8:
         bits = bits ^ (bits >> 32)
-    index = functools.reduce(  # of each element, row by row
-        lambda total, axis: total * xp.uint32(array.shape[axis]) + xp.arange(array.shape[axis], dtype=np.uint32).reshape(
-            [-1 if i == axis else 1 for i in range(array.ndim)]), range(array.ndim), xp.zeros([1] * array.ndim, np.uint32))
+    index = xp.zeros([1] * array.ndim, np.uint32)  # of each element, row by row
+    for axis, length in enumerate(array.shape):
+        along = xp.arange(length, dtype=np.uint32).reshape([-1 if i == axis else 1 for i in range(array.ndim)])
+        index = index * xp.uint32(length) + along
     with np.errstate(over="ignore"):
         weight = (2 * index + 1) * xp.uint32(2654435761)
         return (bits.astype(np.uint32) * weight).sum(dtype=np.uint32)

@@ -58,9 +58,9 @@ def initialize(values):
         host, _, port = given["coordinator"].rpartition(":")
         if not host or not port.isdigit():
             raise flags.Error(f"--coordinator={given['coordinator']} is not HOST:PORT")
-        given["coordinator_address"] = given.pop("coordinator")
     elif not _is_cluster():
         return
+    given["coordinator_address"] = given.pop("coordinator")
     waiting = threading.Timer(TELL_SECONDS, print, ["waiting for the other processes of this run: start all of them "
                                                     f"within {CONNECT_SECONDS} s, or all end"], {"file": sys.stderr})
     waiting.daemon = True
@@ -77,7 +77,9 @@ def initialize(values):
                         f"name them yourself with --{', --'.join(FIELDS)}.") from None
     finally:
         waiting.cancel()
-    if jax.process_index():
+    if alone():
+        interrupts.install()  # JAX has taken SIGTERM for itself, which it tells of to many processes alone
+    elif not is_first():
         console.mute()
 
 
@@ -91,8 +93,8 @@ def _require_listener(address):
             return
         except OSError as error:
             if time.monotonic() > end:
-                raise UserError(f"Process 0 of this run does not listen at --coordinator={address} ({error}): start it, "
-                                "and see that this host reaches that port of its.") from None
+                raise UserError(f"Process 0 of this run does not listen at --coordinator={address} ({error}): start "
+                                "it, and see that this host reaches that port of its.") from None
         time.sleep(0.2)
 
 

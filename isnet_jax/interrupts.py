@@ -17,16 +17,18 @@ RETRY_SECONDS = 0.1
 _state = SimpleNamespace(goes_on="", raises=False, waits=False, signal=None)
 
 
-def install(goes_on=""):
+def install(goes_on=None):
     """From now on both signals print a line and leave at once, without any clean-up; but see `raising` and `waiting`.
 
-    goes_on: where the same command begins again, for the line.
+    goes_on: where the same command begins again, for the line; None leaves that as it is. Handlers that a library
+    has put in place meanwhile, behind Python's back, are replaced.
     """
-    _state.goes_on = goes_on and f"; the same command goes on {goes_on}"
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in the background of a shell it is ignored
+    if goes_on is not None:
+        _state.goes_on = f"; the same command goes on {goes_on}"
+    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, _handle):  # else ignored, as behind a shell
         signal.signal(signal.SIGINT, _handle)
         sys.unraisablehook = _handle_unraisable
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    if signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, _handle):
         signal.signal(signal.SIGTERM, _handle)
 
 

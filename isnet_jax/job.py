@@ -36,9 +36,9 @@ def _run(config, workdir):
                         f"{sharding.MIN_STRIP} pixels at least; set config.mesh so that `spatial` is less.")
     parts = mesh.shape["data"] * config.train.microbatches
     if config.train.global_batch_size % parts:
-        raise UserError(f"config.train.global_batch_size is {config.train.global_batch_size}, which does not split evenly "
-                        f"into config.train.microbatches = {config.train.microbatches} on each of {mesh.shape['data']} "
-                        "devices; lower microbatches.")
+        raise UserError(f"config.train.global_batch_size is {config.train.global_batch_size}, which does not split "
+                        f"evenly into config.train.microbatches = {config.train.microbatches} on each of "
+                        f"{mesh.shape['data']} devices; lower microbatches.")
     builder = datasets.load(config.data.name, config.data.data_dir, config.data.source, config.data.folder)
     names, palette = list(builder.info.metadata["names"]), list(builder.info.metadata["palette"])
     if config.model.num_classes != len(names):
@@ -66,7 +66,7 @@ def _run(config, workdir):
         if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:  # programs take minutes there
             jax.config.update("jax_compilation_cache_dir", str(saved.workdir / "compiled"))
         state, state_sharding = initial_state(config, model, optimizer, mesh, saved)
-        step = int(state.step)
+        first = step = int(state.step)
         say(f"{config.model.backbone} ISNet, {config.model.num_classes} classes, "
             f"{sum(x.size for x in jax.tree.leaves(state.params)) / 1e6:.1f} M parameters, {config.model.dtype}, "
             f"{sharding.describe(mesh)}")
@@ -99,7 +99,8 @@ def _run(config, workdir):
                         on_batch if kind == "weights" else None)
                 say(f"step {step}  {kind} on {config.data.eval_split}: mIoU {100 * results[kind]['miou']:.2f} %, "
                     f"pixel accuracy {100 * results[kind]['pixel_accuracy']:.2f} %")
-                log.write(step, {f"{kind}/{name}": results[kind][name]
+            if step > first or not log.evaluated:
+                log.write(step, {f"{kind}/{name}": result[name] for kind, result in results.items()
                                  for name in ("miou", "pixel_accuracy", "mean_accuracy")})
             return results
 

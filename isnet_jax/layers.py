@@ -91,7 +91,7 @@ class Conv(nn.Module):
 
 
 def convolve(weights, inputs, stride, dilation, groups):
-    """The convolution of x (B, H, W, I) with symmetric padding: weights (kernel, bias or None), inputs (x, image_vector).
+    """The convolution of x (B, H, W, I), padded symmetrically, with (kernel, bias or None) of (x, image_vector).
 
     Where `image_vector` (B, 1, 1, G) is not None, the 1x1 convolution of concat(image_vector broadcast, x), without
     building it: the vector's part of the product is one row per image.
@@ -180,7 +180,8 @@ class ConvBNAct(nn.Module):
     @nn.compact
     def __call__(self, x, train, mask=None, image_vector=None):
         """x (B, H, W, I), mask at the output's resolution -> (B, H', W', features); `image_vector` as in Conv."""
-        conv = Conv(self.features, self.kernel_size, self.stride, self.dilation, self.groups, self.use_bias, name="conv")
+        conv = Conv(self.features, self.kernel_size, self.stride, self.dilation, self.groups, self.use_bias,
+                    name="conv")
         bn = BatchNorm(name="bn")
 
         def activate(y, mask):
@@ -188,9 +189,13 @@ class ConvBNAct(nn.Module):
 
         if train > 1:
             weights, dtype = conv.weights(x, image_vector), jnp.promote_types(x.dtype, jnp.float32)
+
+            def finish(*args):
+                return activate(normalize(*args[:-1]), args[-1])
+
             return bn.around(lambda scale, bias, mean, _: microbatches.conv_bn_act(
-                train, conv.function(), lambda *args: activate(normalize(*args[:-1]), args[-1]), weights, scale, bias, mean,
-                (x, image_vector), mask), self.features, dtype, train)
+                train, conv.function(), finish, weights, scale, bias, mean, (x, image_vector), mask),
+                self.features, dtype, train)
         return activate(bn(conv(x, image_vector), train, mask), mask)
 
 
@@ -200,7 +205,8 @@ def max_pool(x):
 
 
 def _window_sum(x, window, padding):
-    return lax.reduce_window(x, np.zeros((), x.dtype), lax.add, (1, window, window, 1), (1, 2, 2, 1), ((0, 0), *padding, (0, 0)))
+    return lax.reduce_window(x, np.zeros((), x.dtype), lax.add, (1, window, window, 1), (1, 2, 2, 1),
+                             ((0, 0), *padding, (0, 0)))
 
 
 def avg_pool_3x3(x):

@@ -1,4 +1,5 @@
 """What a run tells while it trains: console lines, a progress bar, metrics.jsonl and TensorBoard events."""
+import contextlib
 import json
 import time
 
@@ -28,7 +29,8 @@ class Log:
                 write_whole(path, "".join(f"{json.dumps(row)}\n" for row in rows))
                 self.evaluated = any(row["step"] == first and "weights/miou" in row for row in rows)
             self.file = open(path, "a")
-            self.writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=first + 1)
+            self.writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=first + 1,
+                                        max_queue=0)  # or, where its thread has met a full disk, it waits for ever
         self.bar = tqdm.tqdm(total=total_steps, initial=first, unit="step", disable=None if self.active else True,
                              leave=False, dynamic_ncols=True)
         self.seconds = self.waited = self.steps = 0
@@ -40,8 +42,10 @@ class Log:
     def __exit__(self, *exception):
         self.bar.close()
         if self.active:
-            self.writer.close()
-            self.file.close()
+            with contextlib.suppress(OSError):  # a full disk is told of by what comes here
+                self.writer.close()
+            with contextlib.suppress(OSError):
+                self.file.close()
 
     def resume_clock(self):
         """Leaves evaluation and checkpoints out of the measured speed."""
@@ -52,7 +56,8 @@ class Log:
         now = time.perf_counter()
         self.bar.update(step - self.bar.n)
         if self.warm:
-            self.seconds, self.waited, self.steps = self.seconds + now - self.clock, self.waited + waited, self.steps + 1
+            self.seconds += now - self.clock
+            self.waited, self.steps = self.waited + waited, self.steps + 1
         self.warm, self.clock = True, now  # the first step compiles: it is no measure of speed
         if self.active and (step % self.config.run.log_every_steps == 0 or step == self.total_steps):
             self._tell(step, losses)
@@ -76,10 +81,10 @@ class Log:
     def write(self, step, values):
         """Adds {name: number} at `step` to metrics.jsonl and to TensorBoard."""
         if self.active:
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, step)
             self.file.write(json.dumps({"step": step, **values}) + "\n")
             self.file.flush()
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
 
 
 def read_metrics(path):

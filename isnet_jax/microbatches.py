@@ -1,7 +1,7 @@
 """Convolution, batch norm and activation of a large batch, a part at a time: gradient accumulation that is exact.
 
-Batch norm couples all images of a batch, layer by layer, so that a network cannot go over the parts one after the other.
-Each layer can, in two passes: one for the statistics, and one that applies them; backwards, one for the sums over the
+Batch norm couples all images of a batch, layer by layer, so that a network cannot go over the parts one by one. Each
+layer can, in two passes: one for the statistics, and one that applies them; backwards, one for the sums over the
 batch in the gradient of batch norm, and one for the gradients. Between layers the whole batch exists; inside, the
 convolution of one part at a time, which is formed again in each pass.
 """
@@ -31,9 +31,9 @@ def _with_part(tree, count, i, parts):
 def conv_bn_act(count, conv, finish, weights, scale, bias, shift, inputs, mask):
     """finish(conv(weights, inputs), batch mean, batch variance, scale, bias, mask), in `count` parts.
 
-    conv(weights, inputs) -> (b, H, W, C) of a part; inputs: a tree of arrays (B, ...); scale, bias, shift (C,) float32 or
-    wider, the last any number near the mean; mask (B, H, W, 1), bool or how many pixels each entry stands for, or None.
-    `finish` normalises, activates and masks. Returns (B, H, W, C), and the mean (C,), variance (C,) and count of the
+    conv(weights, inputs) -> (b, H, W, C) of a part; inputs: a tree of arrays (B, ...); scale, bias, shift (C,) float32
+    or wider, the last any number near the mean; mask (B, H, W, 1), bool or how many pixels each entry stands
+    for, or None. `finish` normalises, activates and masks. Returns (B, H, W, C), and the mean (C,), variance (C,) and count of the
     batch, through which no gradient flows.
     """
     return _forward(count, conv, finish, weights, scale, bias, shift, inputs, mask)[0]
@@ -71,7 +71,7 @@ def _backward(count, conv, finish, saved, cotangents):
     weights, scale, bias, inputs, mask, mean, variance, number = saved
 
     def finished(i):
-        """The convolution of part i, and the cotangents of it, of scale and bias, as if the statistics were constants."""
+        """The convolution of part i, and the cotangents of it, of scale and bias, at constant statistics."""
         part_inputs, part_mask, cotangent = _part((inputs, mask, cotangents[0]), count, i)
         z = conv(weights, part_inputs).astype(mean.dtype)
         _, pull = jax.vjp(lambda z, scale, bias: finish(z, mean, variance, scale, bias, part_mask), z, scale, bias)

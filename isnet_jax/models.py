@@ -108,7 +108,8 @@ def create_model(config):
         if field in fields and fields[field] not in valid:
             raise UserError(f"config.model.{field} is {fields[field]!r:.200}; choose one of {', '.join(valid)}.")
     if fields.get("dtype") == "float64" and not jax.config.jax_enable_x64:
-        raise UserError("config.model.dtype is float64, which JAX only computes with JAX_ENABLE_X64=1 in the environment.")
+        raise UserError("config.model.dtype is float64, which JAX only computes with JAX_ENABLE_X64=1 in the "
+                        "environment.")
     for field in ("backbone", "num_classes"):
         if field not in fields:
             raise UserError(f"config.model.{field} is missing; set it in the config file.")

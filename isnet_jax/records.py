@@ -3,7 +3,7 @@ import contextlib
 import threading
 import time
 
-from isnet_jax.console import say
+from isnet_jax.console import warn
 from isnet_jax.errors import UserError
 
 PAUSES = 0.5, 2, 8  # seconds before each further try
@@ -49,13 +49,13 @@ class Records:
                                     f"{1 + len(PAUSES)} tries: {_reason(error)}. If the storage is at fault, run the "
                                     "same command again when it is mended; otherwise prepare the data set anew "
                                     "(isnet_jax.prepare).") from error
-                say(f"example {self.name(index)} cannot be read ({_reason(error)}); trying again in {pause} s")
+                warn(f"example {self.name(index)} cannot be read ({_reason(error)}); trying again in {pause} s")
                 time.sleep(pause)
 
     @contextlib.contextmanager
     def _telling(self, indices):
         names = ", ".join(self.name(index) for index in indices[:3]) + (", ..." if len(indices) > 3 else "")
-        timer = threading.Timer(SLOW_SECONDS, say, [f"reading {names} from {self._place} has taken more than "
+        timer = threading.Timer(SLOW_SECONDS, warn, [f"reading {names} from {self._place} has taken more than "
                                                     f"{SLOW_SECONDS} s so far"])
         timer.daemon = True
         timer.start()

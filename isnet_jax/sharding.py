@@ -47,8 +47,8 @@ def mesh_shape(setting, num_devices, batch_size=None):
                             f"evenly: set it to, say, {near}, or use {fitting} device{'s' if fitting > 1 else ''}, or "
                             "choose yourself how images are cut (--config.mesh=data=D,spatial=S).")
     elif math.prod(shape) != num_devices:
-        raise UserError(f"config.mesh is {setting!r}, a mesh of {math.prod(shape)} devices, but there are {num_devices}; "
-                        "set it to auto, or to a mesh of that many.")
+        raise UserError(f"config.mesh is {setting!r}, a mesh of {math.prod(shape)} devices, but there are "
+                        f"{num_devices}; set it to auto, or to a mesh of that many.")
     elif batch_size and batch_size % shape[0]:
         raise UserError(f"config.train.global_batch_size is {batch_size}, which is not a multiple of {shape[0]}, the "
                         f"axis `data` of config.mesh = {setting!r}; change one of them.")
@@ -80,7 +80,7 @@ def split_batch(mesh):
 
 
 def split_images(images, mesh):
-    """Inside jit: images (B, H, W, C) split over the whole mesh, or over `data` alone where they are not `high_enough`."""
+    """Inside jit: images (B, H, W, C) split over the mesh, or over `data` alone where they are not `high_enough`."""
     axes = AXES if high_enough(images.shape[1], mesh) else AXES[:1]
     return jax.lax.with_sharding_constraint(images, NamedSharding(mesh, PartitionSpec(*axes)))
 

@@ -137,5 +137,6 @@ def check_finite(step, losses, examples, saved):
     if not np.isfinite([losses["total"], losses["grad_norm"]]).all():
         kept = [f"The last checkpoint, of step {step}, is from before it" for step in saved()[:1]]
         raise UserError(f"At step {step} the loss is {losses['total']} and the norm of its gradient "
-                        f"{losses['grad_norm']}; the batch held {', '.join(examples())}. {''.join(kept) or 'Nothing was saved before it'}. Look at those "
-                        "examples, or lower config.train.base_lr and choose another --workdir.")
+                        f"{losses['grad_norm']}; the batch held {', '.join(examples())}. "
+                        f"{''.join(kept) or 'Nothing was saved before it'}. Look at those examples, or lower "
+                        "config.train.base_lr and choose another --workdir.")

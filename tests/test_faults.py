@@ -67,7 +67,8 @@ class Started:
         return self.process.returncode, self.process.stderr.read()
 
 
-@pytest.mark.parametrize("number, code, line", [(signal.SIGTERM, 75, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")])
+@pytest.mark.parametrize("number, code, line", [(signal.SIGTERM, 75, "stopped by SIGTERM"),
+                                                (signal.SIGINT, 130, "interrupted")])
 def test_a_signal_saves_the_step_and_the_run_goes_on(number, code, line, camvid, undisturbed, tmp_path):
     started = Started(command(*arguments(camvid, tmp_path / "run", **{"run.checkpoint_every_steps": 100})))
     started.wait_for("^step +2/")
@@ -108,8 +109,8 @@ def test_killed_at_random_moments(kills, camvid, undisturbed, tmp_path):
                    capture_output=True)
     usual = time.monotonic() - start
     for _ in range(kills):
-        process = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True,
-                                   stderr=subprocess.PIPE)
+        process = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL,
+                                   start_new_session=True, stderr=subprocess.PIPE)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(rng.uniform(0, 1.5 * usual))
             assert process.returncode == 0, process.stderr.read()
@@ -187,12 +188,13 @@ def test_a_damaged_checkpoint_is_put_aside_for_the_one_before(damage, tmp_path, 
     for step in ("3", "2")[:1 + (damage == "a bit")]:
         DAMAGE[damage](tmp_path / "checkpoints" / step)
     last = 1 if damage == "a bit" else 2
-    template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(mesh)), state(0))
+    template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(mesh)),
+                            state(0))
     saved = checkpoints.Checkpoints(tmp_path, {"name": "run"})
     found = saved.restore(template)
     jax.tree.map(np.testing.assert_array_equal, found, state(last))
-    out = capsys.readouterr().out
-    assert f"The checkpoint {tmp_path}/checkpoints/3 is damaged: " in out and f"{tmp_path}/damaged-checkpoints" in out
+    err = capsys.readouterr().err
+    assert f"The checkpoint {tmp_path}/checkpoints/3 is damaged: " in err and f"{tmp_path}/damaged-checkpoints" in err
     assert saved.steps()[0] == last and (tmp_path / "damaged-checkpoints" / "3").is_dir()
     saved.save(3, state(3))
     saved.close()
@@ -206,7 +208,13 @@ def test_no_whole_checkpoint_is_no_silent_start_anew(camvid, undisturbed, tmp_pa
     shutil.copytree(undisturbed, workdir)
     for step in (workdir / "checkpoints").iterdir():
         _flip(_largest(step))
-    with pytest.raises(UserError, match="None of the checkpoints .* is whole any more.*damaged-checkpoints"):
+    for _ in range(2):
+        with pytest.raises(UserError, match="None of the checkpoints .* is whole.*storage.*same command again"):
+            job.run(small_config(camvid, **FIELDS), workdir)
+    before = {path.name for path in (workdir / "checkpoints").iterdir()}
+    assert before == {path.name for path in (undisturbed / "checkpoints").iterdir()}  # nothing is moved
+    shutil.move(workdir / "checkpoints", workdir / "damaged-checkpoints")
+    with pytest.raises(UserError, match="None of the checkpoints .* is whole"):
         job.run(small_config(camvid, **FIELDS), workdir)
 
 
@@ -216,7 +224,7 @@ def test_a_run_goes_on_from_the_last_whole_checkpoint(camvid, undisturbed, tmp_p
     newest, before = sorted(map(int, os.listdir(workdir / "checkpoints")), reverse=True)
     _flip(_largest(workdir / "checkpoints" / str(newest)))
     code, out, err = run(*arguments(camvid, workdir))
-    assert code == 0 and f"checkpoints/{newest} is damaged" in out and f"going on from step {before}\n" in out, err
+    assert code == 0 and f"checkpoints/{newest} is damaged" in err and f"going on from step {before}\n" in out, err
     assert_same_weights(undisturbed, workdir, STEPS)
 
 
@@ -224,8 +232,8 @@ def test_a_loss_that_is_not_a_number(camvid, tmp_path):
     c = small_config(camvid, **{"train.base_lr": 1e30, "run.checkpoint_every_steps": 1})
     with pytest.raises(UserError) as raised:
         job.run(c, tmp_path / "run")
-    found = re.search(r"At step (\d+) the loss is .*; the batch held (.*)\. The last checkpoint, of step (\d+), is from "
-                      r"before it\. Look at those", str(raised.value))
+    found = re.search(r"At step (\d+) the loss is .*; the batch held (.*)\. The last checkpoint, of step (\d+), is "
+                      r"from before it\. Look at those", str(raised.value))
     step = int(found[1])
     assert int(found[3]) == step - 1 and sorted(os.listdir(tmp_path / "run" / "checkpoints"))[-1] == str(step - 1)
     _, indices = input_pipeline.batch_indices(step - 1, 18, 8, 0)

@@ -180,9 +180,9 @@ def test_a_flaky_read_is_tried_again_and_then_named(monkeypatch, capsys):
     whole = list(input_pipeline.train_batches(records.Records(InMemory(4)), small_config(), 0, 3))
     source = records.Records(Flaky(3), "abcd", "/mnt/shards")
     assert_same(whole, list(input_pipeline.train_batches(source, small_config(), 0, 3)))
-    assert "example c cannot be read ([Errno 5] Input/output error); trying again in 0.0" in capsys.readouterr().out
+    assert "example c cannot be read ([Errno 5] Input/output error); trying again in 0.0" in capsys.readouterr().err
     flaky = Flaky(10**6)
-    with pytest.raises(UserError, match="example c cannot be read from /mnt/shards, not in 4 tries: .*Input/output error"):
+    with pytest.raises(UserError, match="example c cannot be read from /mnt/shards, not in 4 tries: .*Input/output"):
         list(input_pipeline.train_batches(records.Records(flaky, "abcd", "/mnt/shards"), small_config(), 0, 1))
     assert flaky.tries == 5  # the batch, then the example four times
 
@@ -190,7 +190,7 @@ def test_a_flaky_read_is_tried_again_and_then_named(monkeypatch, capsys):
 def test_a_slow_read_is_told_of_while_it_lasts(monkeypatch, capsys):
     class Slow(InMemory):
         def __getitems__(self, indices):
-            while not (told := capsys.readouterr().out):
+            while not (told := capsys.readouterr().err):
                 time.sleep(0.01)
             assert "reading a, b, c, ... from /mnt/shards has taken more than 0.05 s so far" in told
             return super().__getitems__(indices)
@@ -199,4 +199,4 @@ def test_a_slow_read_is_told_of_while_it_lasts(monkeypatch, capsys):
     assert len(records.Records(Slow(4), "abcd", "/mnt/shards").__getitems__([0, 1, 2, 3])) == 4
     monkeypatch.setattr(records, "SLOW_SECONDS", 30)
     records.Records(InMemory(4)).__getitems__([0])
-    assert not capsys.readouterr().out
+    assert capsys.readouterr().err == ""

@@ -306,7 +306,8 @@ TWO_TASKS = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_GPUS_ON_N
 
 
 @pytest.mark.parametrize("codes, code, requeued", [("0 0", 0, False), ("75 75", 75, True), ("75 1", 1, False),
-                                                   ("134 75", 134, False)])
+                                                   ("134 75", 134, True), ("137 75", 137, True),
+                                                   ("139 75", 139, False)])
 def test_slurm(scene, codes, code, requeued):
     scene.happens(**{f"does_{i}": [word] for i, word in enumerate(codes.split())})
     dry = scene.run("slurm.sbatch", "--dry-run", CONFIG, NASTY, **TWO_TASKS)
