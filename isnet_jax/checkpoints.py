@@ -2,6 +2,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import shutil
 import time
@@ -38,6 +39,7 @@ class Checkpoints:
         self.workdir = Path(os.path.abspath(workdir))
         try:
             self.workdir.mkdir(parents=True, exist_ok=True)
+            stored.require_inside(self.workdir, *stored.links(self.workdir))
             self._claim(json.loads(json.dumps(record)), flag)
         except OSError as error:
             raise UserError(f"The directory {workdir} cannot be written ({error.strerror}); choose another "
@@ -161,7 +163,7 @@ def read_config(directory):
         raise UserError(f"{directory} holds no {CONFIG_FILE}, so it was written neither by a run of isnet_jax nor by "
                         "isnet_jax.convert; give a directory that was.")
     try:
-        config = json.loads(path.read_text())
+        config = stored.read_json(path)
         if not isinstance(config, dict):
             raise ValueError("no JSON object")
         return config
@@ -208,7 +210,8 @@ def _read(path, wanted):
             raise UserError(f"The checkpoint {path} holds no moving average of the weights: it was trained with "
                             "config.train.ema_decay=0. Leave out --ema.")
         _check_network(path, _shapes({name: there.get(name, {}) for name in wanted}), _shapes(wanted))
-        template = {**wanted, DIGEST: {name: there[DIGEST][name] for name in wanted}}
+        template = {**wanted, DIGEST: {name: there[DIGEST][name] for name in wanted if jax.tree.leaves(wanted[name])}}
+        _check_sizes({name: there.get(name, {}) for name in wanted} | {DIGEST: template[DIGEST]}, wanted)
         found = handler.restore(directory, args=ocp.args.PyTreeRestore(
             item=template, restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), template),
             partial_restore=True))
@@ -223,6 +226,17 @@ def _read(path, wanted):
         if interrupts.asked():
             raise KeyboardInterrupt from None
         raise _Damaged(f"The checkpoint {path} is damaged: {_reason(error)}.") from None
+
+
+def _check_sizes(there, wanted):
+    """Raises ValueError where an array would take more memory than it should: chunks inflate as far as they say."""
+    for leaf in jax.tree.leaves(there):
+        chunk = leaf.storage.chunk_shape if leaf.storage else ()
+        if math.prod(chunk or ()) > max(1, math.prod(leaf.shape)) or np.dtype(leaf.dtype).itemsize > 8:
+            raise ValueError("a chunk is larger than its array")
+    for name, sums in there[DIGEST].items():
+        if sums.shape != (len(jax.tree.leaves(wanted[name])),):
+            raise ValueError("it has other checksums than arrays")
 
 
 def _place(array, like):
@@ -260,7 +274,7 @@ def load_variables(directory, template, ema=False):
 
 def newest(directory):
     """The newest checkpoint that is finished in a run or converted directory: Path .../STEP, None without any."""
-    return max((path for path in Path(directory).glob("checkpoints/*") if path.name.isdigit()),
+    return max((path for path in Path(directory).glob("checkpoints/*") if path.name.isdecimal()),
                key=lambda path: int(path.name), default=None)
 
 

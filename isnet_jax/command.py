@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 
 from isnet_jax import config as configs
 from isnet_jax import console, interrupts
-from isnet_jax.errors import UserError
+from isnet_jax.errors import UserError, printable
 
 
 def run(body, usage, define_flags=lambda: None, needs_config=True, goes_on="from the last checkpoint", most_words=0):
@@ -65,7 +65,8 @@ def config_name(argv):
 
 
 def _paragraph(error):
-    return textwrap.fill(f"error: {error}", 110, break_long_words=False, break_on_hyphens=False)
+    text = printable(f"error: {error}".replace("\n", " "))
+    return textwrap.fill(text, 110, break_long_words=False, break_on_hyphens=False)
 
 
 def _config_argument(argv):
@@ -80,7 +81,7 @@ def _check_config(argv):
     """Raises UserError or flags.Error for every mistake in the config file or in the fields that are set."""
     config = _load(_config_argument(argv))
     for word in argv[1:]:
-        if m := re.match(r"--?(?:no)?config\.([^=]+)", word):
+        if m := re.match(r"--?(?:no)?config\.([^=]*)", word):
             _check_field(config, m[1])
 
 

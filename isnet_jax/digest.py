@@ -10,7 +10,8 @@ def of_tree(fields):
         spread = isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated)
         return jax.device_get(_on_devices(leaf)) if spread else of_array(np.asarray(leaf), np)
 
-    return {name: np.array([one(leaf) for leaf in jax.tree.leaves(tree)], np.uint32) for name, tree in fields.items()}
+    return {name: np.array([one(leaf) for leaf in jax.tree.leaves(tree)], np.uint32)
+            for name, tree in fields.items() if jax.tree.leaves(tree)}
 
 
 def of_array(array, xp):

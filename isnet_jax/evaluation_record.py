@@ -12,6 +12,7 @@ from PIL import Image
 from isnet_jax import distributed, protocols, published, stored
 from isnet_jax.checkpoints import write_whole
 from isnet_jax.errors import UserError
+from isnet_jax.results import load
 from isnet_jax.sharding import from_devices
 
 SAVE_SECONDS = 20  # no more work than this is lost in a kill, and the batches that wait
@@ -34,9 +35,15 @@ class EvaluationRecord:
         self.directory, self._facts = Path(directory), facts
         self._identity = json.dumps([stamp, facts["dataset"], facts["split"], facts["setting"], facts["names"],
                                      [facts["config"]["model"][name] for name in RELEVANT]])
+        stored.require_inside(self.directory, self.directory / "predictions")
         repeated = Counter(image_names)
         self.names = np.array(image_names)
         self.files = np.array([name if repeated[name] == 1 else f"{name}-{i}" for i, name in enumerate(image_names)])
+        if len(set(self.files.tolist())) < len(self.files):  # as those of a, a and a-0
+            self.files = np.array([f"{name}-{i}" for i, name in enumerate(image_names)])
+        if not all(map(stored.is_name, self.files.tolist())):
+            raise UserError(f"The data set {facts['dataset']} names images so that their predictions would be written "
+                            "outside of predictions/: prepare it anew.")
         n, k = len(image_names), len(facts["names"])
         self.counts, self.boundary = np.zeros((n, 3, k), np.int32), np.zeros((n, 3, k), np.int32)
         self._sums = np.zeros(n, bool), np.zeros((k, k), np.int64)  # together, so that an interrupt finds both or none
@@ -66,7 +73,7 @@ class EvaluationRecord:
                 raise UserError(f"{finished} is damaged, or not of an evaluation ({type(error).__name__}: {error}): "
                                 "delete it to evaluate anew, or choose another --output.") from None
             self._require_same(identity, finished)
-            self.results = results
+            self.results = load(self.directory).record
         elif self._progress.exists():
             try:
                 identity, done, confusion, counts, boundary = stored.read_arrays(
@@ -108,9 +115,8 @@ class EvaluationRecord:
         path = self.directory / "predictions" / f"{self.files[index]}.png"
         image = Image.fromarray(classes)
         image.putpalette(self._palette.tobytes())
-        partial = path.with_name(f"{path.name}.{jax.process_index()}.partial")  # two processes may hold the image
-        image.save(partial, "PNG", compress_level=1)
-        partial.replace(path)
+        with stored.replacing(path, jax.process_index()) as partial:  # two processes may hold the image
+            image.save(partial, "PNG", compress_level=1)
 
     def _wait(self):
         for writing in self._writing:

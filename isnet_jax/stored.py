@@ -16,12 +16,13 @@ MAX_JSON_BYTES, MAX_DEPTH = 2**24, 32  # the largest, results of 255 classes, ta
 
 
 @contextlib.contextmanager
-def replacing(path):
+def replacing(path, writer=0):
     """Yields another Path to write, which takes the place of `path` at the end, so that nobody sees it half-written.
 
-    A symbolic link with either name is replaced, and not followed.
+    A symbolic link with either name is replaced, and not followed. Of several processes that may write the same file at
+    once each is another `writer`.
     """
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}{f'.{writer}' if writer else ''}.partial")
     partial.unlink(missing_ok=True)
     try:
         yield partial
