@@ -59,8 +59,8 @@ def report_of(row):
 def write_table(rows):
     """The sections compile_train and compile_evaluate of docs/performance.md."""
     for program in compile_check.PROGRAMS:
-        head = ["", "images", "dtype", "slice", "effort", "GiB", "of", "TFLOP", "GB", "ms", "images/s", "XLA's ms",
-                "reduced MB", "program MiB", "compiled s"]
+        head = ["", "images", "dtype", "slice", "effort", "GiB", "of", "TFLOP", "GB", "ms", "images/s", "XLA ms", "MB",
+                "MiB", "s"]
         lines = [head]
         for name in plan():
             kind, recipe, dtype, topology, effort = name.split()

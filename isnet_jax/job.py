@@ -1,6 +1,8 @@
 """The main job: data, state, then train, evaluate, save, until the last step."""
 import contextlib
 import json
+import os
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -64,7 +66,8 @@ def _run(config, workdir):
         saved = stack.enter_context(contextlib.closing(
             checkpoints.Checkpoints(workdir, record, config.run.keep_checkpoints)))
         if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:  # programs take minutes there
-            jax.config.update("jax_compilation_cache_dir", str(saved.workdir / "compiled"))
+            home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")  # a workdir may be a stranger's
+            jax.config.update("jax_compilation_cache_dir", str(home / "isnet_jax" / "compiled"))
         state, state_sharding = initial_state(config, model, optimizer, mesh, saved)
         first = step = int(state.step)
         say(f"{config.model.backbone} ISNet, {config.model.num_classes} classes, "
