@@ -3,14 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test test-slow
+.PHONY: install quickstart test test-slow lint format
 
-# Installed anew only when what it depends on has changed.
+# Runs again only when the declared dependencies change.
 install: $(VENV)/installed
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --quiet --editable .[test]
+	$(BIN)/pip install --quiet --quiet --editable .[dev]
 	touch $@
 
 quickstart: install
@@ -21,3 +21,13 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m ""
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .

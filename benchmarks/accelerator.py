@@ -11,6 +11,7 @@ usage: python -m benchmarks.accelerator [options], in the repository's root
 docs/performance.md says what is measured and how. It needs neither TensorFlow nor data, and PyTorch only to compare.
 Where ml_collections is missing, put its wheel (`pip download --no-deps ml_collections`) on PYTHONPATH, unpacked.
 """
+
 import argparse
 import gc
 import importlib.metadata
@@ -36,8 +37,11 @@ from isnet_jax import convert, create_model, inference, photometry, roofline, sh
 ROOT = Path(__file__).resolve().parents[1]
 DOC, REFERENCE = ROOT / "docs/performance.md", ROOT / "tests/reference"
 weights = SimpleNamespace(**runpy.run_path(str(REFERENCE / "weights.py")))  # of the reference cases
-RECIPES = [f"{data}-{backbone}" for data in ("ade20k", "coco_stuff", "cityscapes", "lip")
-           for backbone in ("resnet50", "resnet101", "resnest101")]
+RECIPES = [
+    f"{data}-{backbone}"
+    for data in ("ade20k", "coco_stuff", "cityscapes", "lip")
+    for backbone in ("resnet50", "resnet101", "resnest101")
+]
 COMPARED = ("ade20k-resnet50", "cityscapes-resnet50", "lip-resnet101", "ade20k-resnest101")  # with PyTorch
 LR = 1e-4  # weights are random, not pretrained: at the recipe's rate they might overflow while being timed
 
@@ -87,8 +91,11 @@ def load_case(name):
 def compare(found, recorded):
     """Logits (B, H, W, K) against the recorded ones."""
     error = (found.astype(np.float64) - recorded) / recorded.std()
-    return {"max_error": float(np.abs(error).max()), "rms_error": float(np.sqrt((error**2).mean())),
-            "argmax_agreement": float((found.argmax(-1) == recorded.argmax(-1)).mean())}
+    return {
+        "max_error": float(np.abs(error).max()),
+        "rms_error": float(np.sqrt((error**2).mean())),
+        "argmax_agreement": float((found.argmax(-1) == recorded.argmax(-1)).mean()),
+    }
 
 
 def timed(call, wait):
@@ -144,8 +151,9 @@ def jax_speed(name, training, quick):
     config, shape, wanted = recipe(name, training, quick)
     model, mesh = create_model(config.model), sharding.make_mesh(devices=jax.devices()[:1])
     optimizer = train.make_optimizer(config.train, 100_000)
-    variables = convert.from_torch({key: weights.tensor(key, form) for key, (_, form)
-                                    in convert.official_names(model).items()}, model)
+    variables = convert.from_torch(
+        {key: weights.tensor(key, form) for key, (_, form) in convert.official_names(model).items()}, model
+    )
     forward = partial(model.apply, train=training, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})
     traced = jax.make_jaxpr(forward)(variables, np.zeros((1, *shape, 3), np.float32))  # of one image
     flops = roofline.count_flops(traced).model
@@ -173,9 +181,15 @@ def jax_speed(name, training, quick):
 
         seconds, spread = timed(call, jax.block_until_ready)
         held = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
-        return {"seconds": seconds, "spread": spread, "size": shape, "compile_seconds": compile_seconds,
-                "memory_gib": (held - memory.alias_size_in_bytes) / 2**30, "gflops_per_image": flops / 1e9,
-                "losses": {key: float(value) for key, value in losses.items()}}
+        return {
+            "seconds": seconds,
+            "spread": spread,
+            "size": shape,
+            "compile_seconds": compile_seconds,
+            "memory_gib": (held - memory.alias_size_in_bytes) / 2**30,
+            "gflops_per_image": flops / 1e9,
+            "losses": {key: float(value) for key, value in losses.items()},
+        }
 
     return halving(attempt, wanted)
 
@@ -195,6 +209,7 @@ def winners_class_vectors(feats, logits):
 def torch_network(fields, state_dict=None):
     """torch_isnet.ISNet of `create_model`'s fields with the weights given, or random ones; and where it runs."""
     from benchmarks import torch_isnet
+
     torch = torch_isnet.torch
     leaky = fields["activation"] == "leaky_relu"
     net = torch_isnet.ISNet(fields["backbone"], fields["num_classes"], fields["shortcut"], leaky)
@@ -206,6 +221,7 @@ def torch_network(fields, state_dict=None):
 
 def torch_parity(case, dtype):
     import torch
+
     torch.backends.cudnn.allow_tf32 = False
     fields, state_dict, images, recorded = load_case(case)
     net, device = torch_network(fields, state_dict)
@@ -216,6 +232,7 @@ def torch_parity(case, dtype):
 
 def torch_speed(name, training, quick):
     from benchmarks import torch_isnet
+
     torch = torch_isnet.torch
     torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = True
     config, shape, wanted = recipe(name, training, quick)
@@ -252,9 +269,14 @@ def torch_speed(name, training, quick):
         finally:
             torch_isnet.class_vectors = forms["over all classes"]
         best = min(found, key=found.get)
-        return {"seconds": found[best][0], "spread": found[best][1], "size": shape, "loop_over": best,
-                "seconds_by_loop": {form: seconds for form, (seconds, _) in found.items()},
-                "memory_gib": torch.cuda.max_memory_allocated() / 2**30 if cuda else None}
+        return {
+            "seconds": found[best][0],
+            "spread": found[best][1],
+            "size": shape,
+            "loop_over": best,
+            "seconds_by_loop": {form: seconds for form, (seconds, _) in found.items()},
+            "memory_gib": torch.cuda.max_memory_allocated() / 2**30 if cuda else None,
+        }
 
     return halving(attempt, wanted)
 
@@ -269,6 +291,7 @@ def run(framework, results, path, started, deadline, quick):
             sys.exit(f"{path} was measured on {results['device']}, and this is {here}; leave out --resume.")
     else:
         import torch
+
         torch.set_num_threads(1)  # of the CPU
         on_cpu = not torch.cuda.is_available()
     if on_cpu and not quick:
@@ -317,26 +340,49 @@ def table(results):
     rate = cell("matrix bfloat16", "tflops", "{:.0f}")
     lines = [f"{results['device']}; {versions}. Measured bfloat16 matrix rate: {rate} TFLOP/s."]
     for kind in ("train", "infer"):
-        lines += ["", f"| {kind} | size, batch | img/s | of rate | GiB | compile s | PyTorch | loop | GiB | ratio |",
-                  "|---|---|--:|--:|--:|--:|--:|---|--:|--:|"]
+        lines += [
+            "",
+            f"| {kind} | size, batch | img/s | of rate | GiB | compile s | PyTorch | loop | GiB | ratio |",
+            "|---|---|--:|--:|--:|--:|--:|---|--:|--:|",
+        ]
         for name in sorted({name.split()[-1] for name in good if kind in name.split()}):
             ours, theirs = f"{kind} {name}", f"torch {kind} {name}"
             one, other = good.get(ours), good.get(theirs)
             ratio = f"{one['images_per_second'] / other['images_per_second']:.2f}" if one and other else "-"
-            cells = [name, "{}x{}, {}".format(*(one or other)["size"], (one or other)["wanted_batch"]),
-                     cell(ours, "images_per_second"), cell(ours, "share", "{:.0%}"), cell(ours, "memory_gib"),
-                     cell(ours, "compile_seconds"), cell(theirs, "images_per_second"), cell(theirs, "loop_over", "{}"),
-                     cell(theirs, "memory_gib"), ratio]
+            cells = [
+                name,
+                "{}x{}, {}".format(*(one or other)["size"], (one or other)["wanted_batch"]),
+                cell(ours, "images_per_second"),
+                cell(ours, "share", "{:.0%}"),
+                cell(ours, "memory_gib"),
+                cell(ours, "compile_seconds"),
+                cell(theirs, "images_per_second"),
+                cell(theirs, "loop_over", "{}"),
+                cell(theirs, "memory_gib"),
+                ratio,
+            ]
             lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "| logits | max error | RMS error | same argmax | PyTorch max | PyTorch RMS | PyTorch same argmax |",
-              "|---|--:|--:|--:|--:|--:|--:|"]
+    lines += [
+        "",
+        "| logits | max error | RMS error | same argmax | PyTorch max | PyTorch RMS | PyTorch same argmax |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
     for name in sorted({name.removeprefix("torch ") for name in good if "parity" in name}):
-        cells = [cell(prefix + name, key, form) for prefix in ("", "torch ") for key, form in (
-            ("max_error", "{:.1e}"), ("rms_error", "{:.1e}"), ("argmax_agreement", "{:.2%}"))]
+        cells = [
+            cell(prefix + name, key, form)
+            for prefix in ("", "torch ")
+            for key, form in (("max_error", "{:.1e}"), ("rms_error", "{:.1e}"), ("argmax_agreement", "{:.2%}"))
+        ]
         lines.append(f"| {name.removeprefix('parity ')} | {' | '.join(cells)} |")
     failed = [f"{name} ({x['error'].splitlines()[0][:120]})" for name, x in results["measured"].items() if "error" in x]
-    lines += [f"\n{what}: {'; '.join(names)}." for what, names in (
-        ("Failed", failed), ("Skipped, for want of time or of PyTorch on a GPU", results["skipped"])) if names]
+    lines += [
+        f"\n{what}: {'; '.join(names)}."
+        for what, names in (
+            ("Failed", failed),
+            ("Skipped, for want of time or of PyTorch on a GPU", results["skipped"]),
+        )
+        if names
+    ]
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ usage: python -m benchmarks.compile_table [--rows=REGEX] [--minutes=N] [--table_
 Needs libtpu, which `pip install libtpu` brings. Every row is kept in benchmarks/compile_table.json as soon as it is
 there, so that the same command goes on where it was stopped; the table goes into docs/performance.md.
 """
+
 import gc
 import importlib.metadata
 import json
@@ -26,16 +27,24 @@ from isnet_jax.console import aligned, say
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "benchmarks/compile_table.json"
-RECIPES = [(data, backbone) for data in ("ade20k", "coco_stuff", "cityscapes", "lip")
-           for backbone in ("resnet50", "resnet101", "resnest101")]
+RECIPES = [
+    (data, backbone)
+    for data in ("ade20k", "coco_stuff", "cityscapes", "lip")
+    for backbone in ("resnet50", "resnet101", "resnest101")
+]
 
 
 def plan():
     """Names of rows, the most telling first: program, recipe, dtype, slice, effort."""
     names = [f"{data}-{backbone}" for data, backbone in RECIPES]
-    rows = [f"{program} {name} {dtype} v5e:2x4 least" for program, dtype in (
-        ("train", "bfloat16"), ("train", "float32"), ("evaluate", "bfloat16")) for name in names]
-    rows += [f"train cityscapes-resnest101 float32 {topology} least" for topology in ("v4:2x2x1", "v5p:2x2x1", "v6e:2x4")]
+    rows = [
+        f"{program} {name} {dtype} v5e:2x4 least"
+        for program, dtype in (("train", "bfloat16"), ("train", "float32"), ("evaluate", "bfloat16"))
+        for name in names
+    ]
+    rows += [
+        f"train cityscapes-resnest101 float32 {topology} least" for topology in ("v4:2x2x1", "v5p:2x2x1", "v6e:2x4")
+    ]
     return rows + [f"train ade20k-{backbone} bfloat16 v5e:2x4 full" for backbone in ("resnet50", "resnet101")]
 
 
@@ -46,7 +55,7 @@ def measure(name):
     config = runpy.run_path(str(ROOT / "configs" / f"{data}.py"))["get_config"](backbone)
     config.model.dtype = dtype
     devices = compile_check.find_devices(topology)
-    report, = compile_check.check(config, devices, [program], full=effort == "full")
+    (report,) = compile_check.check(config, devices, [program], full=effort == "full")
     jax.clear_caches()
     gc.collect()
     return report._asdict() | {"devices": len(devices), "libtpu": importlib.metadata.version("libtpu")}
@@ -59,8 +68,23 @@ def report_of(row):
 def write_table(rows):
     """The sections compile_train and compile_evaluate of docs/performance.md."""
     for program in compile_check.PROGRAMS:
-        head = ["", "images", "dtype", "slice", "effort", "GiB", "of", "TFLOP", "GB", "ms", "images/s", "XLA ms", "MB",
-                "MiB", "s"]
+        head = [
+            "",
+            "images",
+            "dtype",
+            "slice",
+            "effort",
+            "GiB",
+            "of",
+            "TFLOP",
+            "GB",
+            "ms",
+            "images/s",
+            "XLA ms",
+            "MB",
+            "MiB",
+            "s",
+        ]
         lines = [head]
         for name in plan():
             kind, recipe, dtype, topology, effort = name.split()
@@ -78,12 +102,22 @@ def _cells(r, dtype, topology, effort):
 
     reduced = sum(size for _, size in r.collectives.values())
     seconds = r.step_seconds
-    return [f"{r.images} x {r.size[0]}x{r.size[1]}", dtype, topology, effort,
-            cell(r.wanted, 2**-30, "{:.2f}") + ("" if r.fits else " (!)"), cell(r.capacity, 2**-30, "{:.2f}"),
-            cell(r.flops, 1e-12, "{:.2f}"), cell(r.traffic if r.thorough else None, 1e-9, "{:.1f}"),
-            cell(seconds, 1e3, "{:.1f}"), cell(seconds and r.images / seconds, 1, "{:.0f}"),
-            cell(r.estimated_seconds, 1e3, "{:.1f}"), cell(reduced, 1e-6, "{:.1f}"),
-            cell(r.memory.get("program"), 2**-20, "{:.0f}"), cell(r.compile_seconds, 1, "{:.0f}")]
+    return [
+        f"{r.images} x {r.size[0]}x{r.size[1]}",
+        dtype,
+        topology,
+        effort,
+        cell(r.wanted, 2**-30, "{:.2f}") + ("" if r.fits else " (!)"),
+        cell(r.capacity, 2**-30, "{:.2f}"),
+        cell(r.flops, 1e-12, "{:.2f}"),
+        cell(r.traffic if r.thorough else None, 1e-9, "{:.1f}"),
+        cell(seconds, 1e3, "{:.1f}"),
+        cell(seconds and r.images / seconds, 1, "{:.0f}"),
+        cell(r.estimated_seconds, 1e3, "{:.1f}"),
+        cell(reduced, 1e-6, "{:.1f}"),
+        cell(r.memory.get("program"), 2**-20, "{:.0f}"),
+        cell(r.compile_seconds, 1, "{:.0f}"),
+    ]
 
 
 def _main(_, values):
@@ -97,7 +131,10 @@ def _main(_, values):
             break
         rows[name] = measure(name)
         found = report_of(rows[name])
-        say(f"{time.monotonic() - started:6.0f} s  {name}: {found.wanted / 2**30:.2f} GiB, {found.compile_seconds:.0f} s")
+        say(
+            f"{time.monotonic() - started:6.0f} s  {name}: {found.wanted / 2**30:.2f} GiB, "
+            f"{found.compile_seconds:.0f} s"
+        )
         unfinished = FILE.with_suffix(".partial")
         unfinished.write_text(json.dumps(rows, indent=1) + "\n")
         unfinished.replace(FILE)

@@ -1,4 +1,5 @@
 """Puts what a benchmark printed into docs/performance.md."""
+
 from pathlib import Path
 
 from isnet_jax.console import say

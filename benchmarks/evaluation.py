@@ -12,6 +12,7 @@ Weights are random, of a kind under which many classes win pixels. Both ways run
 compiled, in the configured dtype; one at a time means no padding and a program for every size, as frameworks without
 masks must do it to be exact. Pixels that differ are shown with the margin between their two best scores.
 """
+
 import time
 from functools import partial
 from pathlib import Path
@@ -47,13 +48,21 @@ class Copies(list):
             size = [max(32, round(n * scale)) for n in label.shape[::-1]]
             image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
             label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
-            self.append({"image": cv2.imencode(".png", image)[1].tobytes(), "height": size[1], "width": size[0],
-                         "label": cv2.imencode(".png", label)[1].tobytes(), "name": str(i).encode()})
+            self.append(
+                {
+                    "image": cv2.imencode(".png", image)[1].tobytes(),
+                    "height": size[1],
+                    "width": size[0],
+                    "label": cv2.imencode(".png", label)[1].tobytes(),
+                    "name": str(i).encode(),
+                }
+            )
 
 
 def random_variables(model):
     """The weights of the recorded cases, for a network of any shape."""
     import runpy
+
     weights = SimpleNamespace(**runpy.run_path(str(REFERENCE / "weights.py")))
     names = convert.official_names(model)
     variables = convert.from_torch({name: weights.tensor(name, shape, 0) for name, (_, shape) in names.items()}, model)
@@ -62,10 +71,12 @@ def random_variables(model):
 
 def _main(config, values):
     from isnet_jax import input_pipeline
+
     builder = datasets.load(config.data.name, config.data.data_dir, config.data.source, config.data.folder)
     splits = config.data.train_split, config.data.eval_split
-    source = Records(Copies([input_pipeline.open_split(builder, split) for split in splits], values.images,
-                            values.longest))
+    source = Records(
+        Copies([input_pipeline.open_split(builder, split) for split in splits], values.images, values.longest)
+    )
     config.test.resize = ()
     model, mesh, settings = create_model(config.model), sharding.make_mesh(), inference_settings(config)
     variables = jax.device_put(random_variables(model), sharding.replicated(mesh))
@@ -73,16 +84,23 @@ def _main(config, values):
     plan, found = input_pipeline.eval_plan(sizes, config.test.batch_size, config.test.max_programs)
     section = docs.Section("evaluation")
     tell = section.tell
-    tell(f"{config.model.backbone}, {model.num_classes} classes, {config.model.dtype}, {mesh.size} "
-         f"{mesh.devices.flat[0].device_kind}: {len(source)} images of {len(np.unique(sizes, axis=0))} sizes")
+    tell(
+        f"{config.model.backbone}, {model.num_classes} classes, {config.model.dtype}, {mesh.size} "
+        f"{mesh.devices.flat[0].device_kind}: {len(source)} images of {len(np.unique(sizes, axis=0))} sizes"
+    )
     start = time.perf_counter()
     step = evaluation.make_eval_step(model, mesh, settings)
     shared = {}
 
     def keep(entry, batch, result):
         predictions = np.asarray(result["predictions"])
-        shared.update({int(i): prediction[:h, :w] for i, prediction, (h, w) in
-                       zip(batch["index"], predictions, batch["label_size"]) if i >= 0})
+        shared.update(
+            {
+                int(i): prediction[:h, :w]
+                for i, prediction, (h, w) in zip(batch["index"], predictions, batch["label_size"])
+                if i >= 0
+            }
+        )
 
     batched = evaluation.evaluate(step, variables, input_pipeline.eval_batches(source, config, plan), plan, mesh, keep)
     batched_seconds, programs = time.perf_counter() - start, step._cache_size()
@@ -110,11 +128,15 @@ def _main(config, values):
     padding = input_pipeline.padding(plan, sizes)
     pixels = int((sizes[:, 2] * sizes[:, 3]).sum())
     tell(f"one at a time      {alone_programs:3d} programs                 {len(source) / alone_seconds:8.2f} images/s")
-    tell(f"batched, canvases  {programs:3d} programs  {100 * padding:5.1f} % padding "
-         f"{len(source) / batched_seconds:8.2f} images/s  {alone_seconds / batched_seconds:.1f} times as fast")
+    tell(
+        f"batched, canvases  {programs:3d} programs  {100 * padding:5.1f} % padding "
+        f"{len(source) / batched_seconds:8.2f} images/s  {alone_seconds / batched_seconds:.1f} times as fast"
+    )
     largest = f", whose two best scores differ by at most {np.concatenate(margins).max():.1e}" if margins else ""
-    tell(f"{differing} of {pixels} pixels are predicted differently{largest}; "
-         f"{np.abs(batched['confusion'] - total).sum() // 2} counts of the confusion matrix move")
+    tell(
+        f"{differing} of {pixels} pixels are predicted differently{largest}; "
+        f"{np.abs(batched['confusion'] - total).sum() // 2} counts of the confusion matrix move"
+    )
     if values.write:
         section.write()
 

@@ -12,6 +12,7 @@ means something on a machine that others share. The official
 recipe makes normalised float32; the input pipeline makes uint8, because photometry and normalisation are part of the
 train step, on the accelerator.
 """
+
 import os
 import statistics
 import time
@@ -38,8 +39,10 @@ class Stopwatch:
     def table(self, images):
         """Rows of milliseconds per image and share of the whole."""
         total = sum(self.spent.values())
-        return "\n".join(f"  {name:38s}{1e3 * seconds / images:7.2f} ms {100 * seconds / total:5.1f} %"
-                         for name, seconds in [*self.spent.items(), ("sum", total)])
+        return "\n".join(
+            f"  {name:38s}{1e3 * seconds / images:7.2f} ms {100 * seconds / total:5.1f} %"
+            for name, seconds in [*self.spent.items(), ("sum", total)]
+        )
 
 
 def official_stages(source, config, images):
@@ -68,6 +71,7 @@ def official_stages(source, config, images):
 def pipeline_stages(source, config, images):
     """What the input pipeline does, stage by stage, without tf.data around it."""
     from isnet_jax import augment
+
     watch = Stopwatch()
     for i in range(images):
         record = source.__getitems__([i % len(source)])[0]
@@ -108,22 +112,27 @@ def _main(config, values):
     cv2.setNumThreads(1)
     builder = datasets.load(config.data.name, config.data.data_dir, config.data.source, config.data.folder)
     from isnet_jax import input_pipeline
+
     source = input_pipeline.open_split(builder, config.data.train_split)
     config.train.global_batch_size = batch_size = min(config.train.global_batch_size, len(source))
-    height, width = (round(float(np.mean([source[i][side] for i in range(min(len(source), 500))])))
-                     for side in ("height", "width"))
+    height, width = (
+        round(float(np.mean([source[i][side] for i in range(min(len(source), 500))]))) for side in ("height", "width")
+    )
     section = docs.Section("input")
     tell = section.tell
-    tell(f"{config.data.name}, {len(source)} images, {height} x {width} (height x width) on average, to crops of "
-        f"{config.augment.crop_size[0]} x {config.augment.crop_size[1]}, on one core")
+    tell(
+        f"{config.data.name}, {len(source)} images, {height} x {width} (height x width) on average, to crops of "
+        f"{config.augment.crop_size[0]} x {config.augment.crop_size[1]}, on one core"
+    )
 
     turns, share = 6, values.seconds / 15  # the rest is for the stages
     batches = input_pipeline.train_batches(source, config, 0, 10**9)
     pipeline_rate(batches, batch_size, share / 2)  # fills the buffers
     rates = []
     for turn in range(turns):
-        rates.append((official_rate(source, config.augment, share, 1000 * turn),
-                      pipeline_rate(batches, batch_size, share)))
+        rates.append(
+            (official_rate(source, config.augment, share, 1000 * turn), pipeline_rate(batches, batch_size, share))
+        )
     official, ours = (statistics.median(r) for r in zip(*rates))
     ratios = sorted(b / a for a, b in rates)
 
@@ -133,9 +142,10 @@ def _main(config, values):
         tell(f"\n{name}, stage by stage\n{stages(source, config.augment, images).table(images)}")
     tell(f"\nofficial recipe in NumPy/OpenCV {official:7.1f} images/s per core")
     tell(f"input pipeline                  {ours:7.1f} images/s per core")
-    tell(f"ratio                           {statistics.median(ratios):7.2f} (median of {turns} turns, "
-        f"{ratios[0]:.2f} to {ratios[-1]:.2f})")
-
+    tell(
+        f"ratio                           {statistics.median(ratios):7.2f} (median of {turns} turns, "
+        f"{ratios[0]:.2f} to {ratios[-1]:.2f})"
+    )
 
     if values.write:
         section.write()

@@ -3,6 +3,7 @@
 Everything is done in the order of the protocol, to whole images, on the host: what the input pipeline is compared
 with, in its results by the tests and in its speed by `python -m benchmarks.input_pipeline`.
 """
+
 import cv2
 import numpy as np
 
@@ -21,8 +22,10 @@ def resize(image, label, config, r):
             size = int(height * s + 0.5), int(width * s + 0.5)
         else:
             size = (long, short) if height > width else (short, long)
-    return (cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR),
-            cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST))
+    return (
+        cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR),
+        cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST),
+    )
 
 
 def crop(image, label, config, rng):
@@ -31,12 +34,12 @@ def crop(image, label, config, rng):
     crop_height, crop_width = config.crop_size
     for _ in range(10):
         top, left = rng.integers(max(height - crop_height, 0) + 1), rng.integers(max(width - crop_width, 0) + 1)
-        part = label[top:top + crop_height, left:left + crop_width]
+        part = label[top : top + crop_height, left : left + crop_width]
         classes, counts = np.unique(part, return_counts=True)
         counts = counts[classes != 255]
         if len(counts) > 1 and counts.max() / counts.sum() < config.max_class_share:
             break
-    return image[top:top + crop_height, left:left + crop_width], part
+    return image[top : top + crop_height, left : left + crop_width], part
 
 
 def flip(image, label, config, rng):
@@ -55,25 +58,43 @@ def rotate(image, label, config, rng):
         height, width = label.shape
         degrees = int(rng.integers(-config.rotate_degrees, config.rotate_degrees))
         matrix = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1)
-        image = cv2.warpAffine(np.ascontiguousarray(image), matrix, (width, height), flags=cv2.INTER_CUBIC,
-                               borderMode=cv2.BORDER_CONSTANT, borderValue=0)
-        label = cv2.warpAffine(np.ascontiguousarray(label), matrix, (width, height), flags=cv2.INTER_NEAREST,
-                               borderMode=cv2.BORDER_CONSTANT, borderValue=255)
+        image = cv2.warpAffine(
+            np.ascontiguousarray(image),
+            matrix,
+            (width, height),
+            flags=cv2.INTER_CUBIC,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=0,
+        )
+        label = cv2.warpAffine(
+            np.ascontiguousarray(label),
+            matrix,
+            (width, height),
+            flags=cv2.INTER_NEAREST,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=255,
+        )
     return image, label
 
 
 def draw_distortion(rng):
     """The draws of step 4; None where a change is left out."""
+
     def maybe(value):
         return value if rng.random() < 0.5 else None
 
-    return {"brightness": maybe(rng.uniform(-32, 32)), "contrast": maybe(rng.uniform(0.5, 1.5)),
-            "saturation": maybe(rng.uniform(0.5, 1.5)), "hue": maybe(int(rng.integers(-18, 18))),
-            "contrast_early": rng.random() < 0.5}
+    return {
+        "brightness": maybe(rng.uniform(-32, 32)),
+        "contrast": maybe(rng.uniform(0.5, 1.5)),
+        "saturation": maybe(rng.uniform(0.5, 1.5)),
+        "hue": maybe(int(rng.integers(-18, 18))),
+        "contrast_early": rng.random() < 0.5,
+    }
 
 
 def distort(image, brightness, contrast, saturation, hue, contrast_early):
     """Step 4: photometric distortion of uint8 RGB (H, W, 3)."""
+
     def convert(x, scale=1, shift=0):
         return np.clip(x.astype(np.float32) * scale + shift, 0, 255).astype(np.uint8)
 
@@ -104,8 +125,10 @@ def pad(image, label, config):
     height, width = label.shape
     rows, columns = config.crop_size[0] - height, config.crop_size[1] - width
     sides = rows // 2, rows - rows // 2, columns // 2, columns - columns // 2
-    return (cv2.copyMakeBorder(image, *sides, cv2.BORDER_CONSTANT, value=0),
-            cv2.copyMakeBorder(label, *sides, cv2.BORDER_CONSTANT, value=255))
+    return (
+        cv2.copyMakeBorder(image, *sides, cv2.BORDER_CONSTANT, value=0),
+        cv2.copyMakeBorder(label, *sides, cv2.BORDER_CONSTANT, value=255),
+    )
 
 
 def geometry(image, label, config, rng):

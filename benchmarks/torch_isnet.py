@@ -11,6 +11,7 @@ Nothing in `isnet_jax` imports this file; it needs PyTorch alone.
     net.train()
     losses(net(images), labels)["total"].backward()    # labels (B, H, W), 255 = ignored
 """
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -177,9 +178,11 @@ class Attention(nn.Module):
     def __init__(self, feats_channels, source_channels, act, width=256):
         super().__init__()
         self.key_project = nn.Sequential(
-            conv_norm_act(source_channels, width, 1, act), conv_norm_act(width, width, 1, act))
+            conv_norm_act(source_channels, width, 1, act), conv_norm_act(width, width, 1, act)
+        )
         self.query_project = nn.Sequential(
-            conv_norm_act(feats_channels, width, 1, act), conv_norm_act(width, width, 1, act))
+            conv_norm_act(feats_channels, width, 1, act), conv_norm_act(width, width, 1, act)
+        )
         self.value_project = conv_norm_act(source_channels, width, 1, act)
         self.out_project = conv_norm_act(width, feats_channels, 1, act)
 
@@ -247,7 +250,8 @@ class ISNet(nn.Module):
 
         def classifier(inputs, size):
             return nn.Sequential(
-                *conv_norm_act(inputs, 512, size, act), nn.Dropout2d(dropout), conv(512, num_classes, bias=True))
+                *conv_norm_act(inputs, 512, size, act), nn.Dropout2d(dropout), conv(512, num_classes, bias=True)
+            )
 
         self.backbone_net = Backbone(backbone)
         first, _, third, last = self.backbone_net.channels

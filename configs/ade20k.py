@@ -5,6 +5,7 @@
 Published mIoU, single scale / multi-scale and flip: resnet50 44.22 / 45.03, resnet101 45.92 / 47.29,
 resnest101 46.65 / 47.56.
 """
+
 from isnet_jax import config
 
 

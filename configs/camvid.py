@@ -4,6 +4,7 @@
 
 DIR holds train/, val/ and test/, each with images/ and labels/. There is no published ISNet score for CamVid.
 """
+
 from isnet_jax import config
 
 

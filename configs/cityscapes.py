@@ -1,10 +1,11 @@
 """Cityscapes, 19 classes: the official recipes.
 
-    python -m isnet_jax.main --config=configs/cityscapes.py[:resnet50|resnet101|resnest101] --config.train.pretrained=X.pth
+    python -m isnet_jax.main --config=configs/cityscapes.py[:BACKBONE] --config.train.pretrained=X.pth
 
 Published mIoU on val, single scale / multi-scale and flip: resnet50 79.32 / 81.31, resnet101 80.56 / 81.96,
 resnest101 78.78 / 81.33.
 """
+
 from isnet_jax import config
 
 

@@ -1,6 +1,6 @@
 """COCO-Stuff 10k, 182 outputs of which 171 occur: the official recipes.
 
-    python -m isnet_jax.main --config=configs/coco_stuff.py[:resnet50|resnet101|resnest101] --config.train.pretrained=X.pth
+    python -m isnet_jax.main --config=configs/coco_stuff.py[:BACKBONE] --config.train.pretrained=X.pth
 
 Published mIoU, single scale / multi-scale and flip: resnet50 38.06 / 40.39, resnet101 40.53 / 41.74,
 resnest101 41.55 / 42.53.
@@ -8,6 +8,7 @@ resnest101 41.55 / 42.53.
 With --config.data.name=coco_stuff164k --config.data.eval_split=val it trains on the full release, at settings that are
 not official for it.
 """
+
 from isnet_jax import config
 
 

@@ -4,6 +4,7 @@
 
 Published mIoU on val, single scale / flip: resnet50 53.14 / 53.41, resnet101 54.96 / 55.41, resnest101 56.52 / 56.81.
 """
+
 from isnet_jax import config
 
 

@@ -1,7 +1,8 @@
 """A template for your own data: folders of images and labels. docs/datasets.md explains the fields.
 
-    python -m isnet_jax.main --config=configs/own_folder.py --config.data.source=DIR --config.train.pretrained=X.pth
+python -m isnet_jax.main --config=configs/own_folder.py --config.data.source=DIR --config.train.pretrained=X.pth
 """
+
 from isnet_jax import config
 
 

@@ -1,7 +1,8 @@
 """Drawn scenes, 8 classes, 128x96: a ResNet-18 ISNet in a few minutes on two CPU cores; nothing to download.
 
-    python -m isnet_jax.main --config=configs/quickstart.py
+python -m isnet_jax.main --config=configs/quickstart.py
 """
+
 from isnet_jax import config
 
 

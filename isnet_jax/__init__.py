@@ -1,4 +1,5 @@
 """ISNet (Jin et al., ICCV 2021) in JAX: `create_model(config.model)`, `convert.from_torch(state_dict, model)`."""
+
 import importlib
 import sys
 
@@ -6,6 +7,7 @@ from isnet_jax.errors import UserError
 
 if sys.argv[:1] == ["-m"] and any("isnet_jax." in word for word in sys.orig_argv):
     from isnet_jax import interrupts
+
     interrupts.install()  # `python -m isnet_jax.COMMAND` begins: the imports take seconds
 
 __all__ = ["UserError", "convert", "create_model"]

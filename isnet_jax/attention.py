@@ -1,4 +1,5 @@
 """Single-head attention whose memory grows with the number of pixels, not with its square."""
+
 import jax
 import jax.numpy as jnp
 
@@ -28,7 +29,7 @@ def attention(query, key, value, key_bias=None):
 def _attend(query, key, value, key_bias):
     dtype = jnp.promote_types(query.dtype, jnp.float32)
     scores = jnp.einsum("bnd,bmd->bnm", query, key, precision=precision(query.dtype), preferred_element_type=dtype)
-    scores = scores * query.shape[-1]**-0.5
+    scores = scores * query.shape[-1] ** -0.5
     if key_bias is not None:
         scores = scores + key_bias[:, None].astype(dtype)
     weights = jax.nn.softmax(scores).astype(value.dtype)

@@ -4,6 +4,7 @@ The label comes first: it alone decides the crop. Of the image no more is decode
 rotation are OpenCV's, as in the official code, so images agree with it to the bit. Photometry follows on the
 accelerator.
 """
+
 from typing import NamedTuple
 
 import cv2
@@ -18,6 +19,7 @@ MARGIN = 2  # pixels around a part of a JPEG that smooth chroma looks at
 
 class Plan(NamedTuple):
     """What is to be done to an image; all int."""
+
     height: int  # of the original
     width: int
     new_height: int  # after resizing
@@ -40,7 +42,7 @@ def choose_crop(label, crop_size, max_class_share, rng):
     height, width = (min(c, n) for c, n in zip(crop_size, label.shape))
     for _ in range(10):
         top, left = (int(rng.integers(n - c + 1)) for n, c in zip(label.shape, (height, width)))
-        labelled, most = class_counts(label[top:top + height, left:left + width], max_class_share)
+        labelled, most = class_counts(label[top : top + height, left : left + width], max_class_share)
         if most < labelled and most < max_class_share * labelled:
             break
     return top, left, height, width
@@ -82,7 +84,7 @@ def augment_label(label, rng, config):
     size = target_size(height, width, config.resize, config.keep_ratio, rng.uniform(*config.scale_range))
     label = resize(label, size)
     top, left, crop_height, crop_width = choose_crop(label, config.crop_size, config.max_class_share, rng)
-    label = label[top:top + crop_height, left:left + crop_width]
+    label = label[top : top + crop_height, left : left + crop_width]
     mirror = rng.random() < 0.5
     if mirror:
         label = cv2.flip(label, 1)
@@ -94,8 +96,18 @@ def augment_label(label, rng, config):
         label = turn(label, degrees)
     part_top, part_height = needed(top, crop_height, size[0], height)
     part_left, part_width = needed(left, crop_width, size[1], width)
-    return label, Plan(height, width, *size, top, left, crop_height, crop_width, int(mirror), degrees,
-                       (part_top, part_left, part_height, part_width))
+    return label, Plan(
+        height,
+        width,
+        *size,
+        top,
+        left,
+        crop_height,
+        crop_width,
+        int(mirror),
+        degrees,
+        (part_top, part_left, part_height, part_width),
+    )
 
 
 def augment_image(part, plan):
@@ -107,7 +119,7 @@ def augment_image(part, plan):
         image = np.empty((top + height, left + width, 3), np.uint8)
         image[top:, left:] = part
     image = cv2.resize(image, None, fx=plan.new_width / plan.width, fy=plan.new_height / plan.height)  # bilinear
-    image = image[plan.top:plan.top + plan.crop_height, plan.left:plan.left + plan.crop_width]
+    image = image[plan.top : plan.top + plan.crop_height, plan.left : plan.left + plan.crop_width]
     if plan.mirror:
         image = cv2.flip(image, 1)
     return turn(image, plan.degrees) if plan.degrees else image
@@ -132,13 +144,14 @@ def augment(image_data, label_data, key, config, image, label):
     new_image = augment_image(decode_image(image_data, plan.part), plan)
     (height, width), (crop_height, crop_width) = new_label.shape, label.shape
     top, left = (crop_height - height) // 2, (crop_width - width) // 2
-    image[top:top + height, left:left + width] = new_image
-    label[top:top + height, left:left + width] = new_label
+    image[top : top + height, left : left + width] = new_image
+    label[top : top + height, left : left + width] = new_label
     return top, left, height, width
 
 
 def generator(key):
     """Counter-based NumPy generator of an example's key (seed, epoch, index)."""
     seed, epoch, index = key
-    return np.random.Generator(np.random.Philox(key=np.array([seed, 1], np.uint64),
-                                                counter=np.array([0, 0, epoch, index], np.uint64)))
+    return np.random.Generator(
+        np.random.Philox(key=np.array([seed, 1], np.uint64), counter=np.array([0, 0, epoch, index], np.uint64))
+    )

@@ -1,4 +1,5 @@
 """How far a score moves with the choice of images: bootstrap intervals over the images of an evaluation."""
+
 import warnings
 
 import numpy as np

@@ -1,4 +1,5 @@
 """Pixels near the outlines of segments, for Boundary IoU (Cheng et al., CVPR 2021), on the device."""
+
 import jax.numpy as jnp
 from jax import lax
 
@@ -15,7 +16,7 @@ def boundary_band(classes, size, max_reach):
     rows = jnp.arange(classes.shape[1])[None, :, None] < size[:, 0, None, None]
     columns = jnp.arange(classes.shape[2])[None, None] < size[:, 1, None, None]
     low = high = jnp.where(rows & columns, classes.astype(jnp.int16), -1)  # -1: outside, which is no class
-    reach = jnp.maximum(jnp.round(RATIO * jnp.sqrt((size.astype(jnp.float32)**2).sum(1))), 1)[:, None, None]
+    reach = jnp.maximum(jnp.round(RATIO * jnp.sqrt((size.astype(jnp.float32) ** 2).sum(1))), 1)[:, None, None]
 
     def spread(i, extremes):
         low, high = extremes
@@ -38,4 +39,4 @@ def _windows(extreme, x):
 
 def reach_in(shape):
     """The largest reach of an image on a canvas (H, W), a constant for `boundary_band`."""
-    return max(1, round(RATIO * (shape[0]**2 + shape[1]**2)**0.5) + 1)
+    return max(1, round(RATIO * (shape[0] ** 2 + shape[1] ** 2) ** 0.5) + 1)

@@ -2,6 +2,7 @@
 
 An image is padded to its canvas. The padding is exactly invisible (masks), but it is computed.
 """
+
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ MOST_SIZES = 700  # that are told apart; more are rounded up
 
 class Canvases(NamedTuple):
     """sizes int (N, D), the cheapest first; which int (examples,): the canvas of each example."""
+
     sizes: np.ndarray
     which: np.ndarray
 
@@ -58,7 +60,9 @@ def choose(sizes, budget, weights=(1,)):
 
 def cost(sizes, weights=(1,)):
     """Pixels (...,) of sizes (..., D), weighted."""
-    return sum(weight * np.prod(sizes[..., 2 * i:2 * i + 2].astype(float), axis=-1) for i, weight in enumerate(weights))
+    return sum(
+        weight * np.prod(sizes[..., 2 * i : 2 * i + 2].astype(float), axis=-1) for i, weight in enumerate(weights)
+    )
 
 
 def overhead(canvases, sizes, weights=(1,)):

@@ -1,4 +1,5 @@
 """Charts as inline SVG and HTML: curves, a histogram, bars of classes, confusion matrices."""
+
 import math
 
 import numpy as np
@@ -39,16 +40,22 @@ def _axes(low, high, ys, x_label, y_label, height=HEIGHT):
     def place_y(y):
         return height - BOTTOM - (y - ys[0]) / (ys[-1] - ys[0]) * (height - BOTTOM - TOP)
 
-    parts = [f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{place_y(y):.1f}" y2="{place_y(y):.1f}"/>'
-             f'<text x="{LEFT - 8}" y="{place_y(y) + 4:.1f}" text-anchor="end">{text}</text>'
-             for y, text in zip(ys, _numbers(ys))]
-    parts += [f'<text x="{place_x(x):.1f}" y="{height - BOTTOM + 18}" text-anchor="middle">{text}</text>'
-              for x, text in zip(xs, _numbers(xs or [0]))]
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height - BOTTOM}" y2="{height - BOTTOM}"/>'
-                 f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{height - 6}" text-anchor="middle">{escape(x_label)}'
-                 "</text>"
-                 f'<text transform="translate(12 {(height - BOTTOM + TOP) / 2}) rotate(-90)" text-anchor="middle">'
-                 f"{escape(y_label)}</text>")
+    parts = [
+        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{place_y(y):.1f}" y2="{place_y(y):.1f}"/>'
+        f'<text x="{LEFT - 8}" y="{place_y(y) + 4:.1f}" text-anchor="end">{text}</text>'
+        for y, text in zip(ys, _numbers(ys))
+    ]
+    parts += [
+        f'<text x="{place_x(x):.1f}" y="{height - BOTTOM + 18}" text-anchor="middle">{text}</text>'
+        for x, text in zip(xs, _numbers(xs or [0]))
+    ]
+    parts.append(
+        f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height - BOTTOM}" y2="{height - BOTTOM}"/>'
+        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{height - 6}" text-anchor="middle">{escape(x_label)}'
+        "</text>"
+        f'<text transform="translate(12 {(height - BOTTOM + TOP) / 2}) rotate(-90)" text-anchor="middle">'
+        f"{escape(y_label)}</text>"
+    )
     return "".join(parts), place_x, place_y
 
 
@@ -63,15 +70,22 @@ def curves(title, series, x_label, y_label):
         path = "L".join(f"{place_x(x):.1f} {place_y(y):.1f}" for x, y in points)
         lines.append(f'<path class="curve" style="stroke:var(--s{i})" stroke-dasharray="{DASHES[i]}" d="M{path}"/>')
         if len(points) <= 30:
-            lines += [f'<circle cx="{place_x(x):.1f}" cy="{place_y(y):.1f}" r="3.2" style="fill:var(--s{i})"/>'
-                      for x, y in points]
-        legend.append(f'<li><span class="key" style="--c:var(--s{i});--d:{BORDERS[i]}"></span>{escape(name)}: '
-                      f"{points[-1][1]:.4g} at the end</li>")
+            lines += [
+                f'<circle cx="{place_x(x):.1f}" cy="{place_y(y):.1f}" r="3.2" style="fill:var(--s{i})"/>'
+                for x, y in points
+            ]
+        legend.append(
+            f'<li><span class="key" style="--c:var(--s{i});--d:{BORDERS[i]}"></span>{escape(name)}: '
+            f"{points[-1][1]:.4g} at the end</li>"
+        )
     thin = any(len(thinned[name]) < len(series[name]) for name in series)
-    return (f'<figure><h3>{escape(title)}</h3><svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-            f'aria-label="{escape(title)}: {escape(", ".join(series))}, by {escape(x_label)}">{axes}{"".join(lines)}'
-            f'</svg><ul class="legend">{"".join(legend)}</ul>'
-            + ("<figcaption>Each point is the mean of several.</figcaption>" if thin else "") + "</figure>")
+    return (
+        f'<figure><h3>{escape(title)}</h3><svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(title)}: {escape(", ".join(series))}, by {escape(x_label)}">{axes}{"".join(lines)}'
+        f'</svg><ul class="legend">{"".join(legend)}</ul>'
+        + ("<figcaption>Each point is the mean of several.</figcaption>" if thin else "")
+        + "</figure>"
+    )
 
 
 def _thin(points):
@@ -85,11 +99,16 @@ def histogram(title, values, x_label, y_label):
     counts, edges = np.histogram(100 * values, 20, (0, 100))
     height = 190
     axes, place_x, place_y = _axes(0, 100, ticks(0, int(counts.max()), 3), x_label, y_label, height)
-    bars = "".join(f'<rect class="fill" x="{place_x(low) + 1:.1f}" width="{place_x(high) - place_x(low) - 2:.1f}" '
-                   f'y="{place_y(n):.1f}" height="{place_y(0) - place_y(n):.1f}"/>'
-                   for n, low, high in zip(counts, edges, edges[1:]) if n)
-    return (f'<figure><svg class="chart small" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">'
-            f"{axes}{bars}</svg><figcaption>{escape(title)}</figcaption></figure>")
+    bars = "".join(
+        f'<rect class="fill" x="{place_x(low) + 1:.1f}" width="{place_x(high) - place_x(low) - 2:.1f}" '
+        f'y="{place_y(n):.1f}" height="{place_y(0) - place_y(n):.1f}"/>'
+        for n, low, high in zip(counts, edges, edges[1:])
+        if n
+    )
+    return (
+        f'<figure><svg class="chart small" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">'
+        f"{axes}{bars}</svg><figcaption>{escape(title)}</figcaption></figure>"
+    )
 
 
 def class_bars(names, palette, columns, share, other=None):
@@ -107,15 +126,21 @@ def class_bars(names, palette, columns, share, other=None):
     rows = []
     for k in order:
         known = other is not None and np.isfinite(other[k])
-        bar = (f'<span><i style="--v:{100 * np.nan_to_num(iou[k]):.2f}%;--c:{color(palette[k])}"></i>'
-               + (f'<b style="--o:{100 * other[k]:.2f}%"></b>' if known else "") + "</span>")
+        bar = (
+            f'<span><i style="--v:{100 * np.nan_to_num(iou[k]):.2f}%;--c:{color(palette[k])}"></i>'
+            + (f'<b style="--o:{100 * other[k]:.2f}%"></b>' if known else "")
+            + "</span>"
+        )
         cells = [percent(values[k]) for values in columns.values()]
         cells[1:1] = [] if other is None else [delta(iou[k], other[k])]
         number = f" <small>{k}</small>" if len(names) > WRITTEN_OUT else ""
         rows.append([swatch(palette[k]) + escape(names[k]) + number, bar, *cells, percent(share[k])])
     middle = -(-len(rows) // 2) if len(rows) > 30 else len(rows)
-    return '<div class="halves">' + "".join(
-        table(heads, part, kind="classes") for part in (rows[:middle], rows[middle:]) if part) + "</div>"
+    return (
+        '<div class="halves">'
+        + "".join(table(heads, part, kind="classes") for part in (rows[:middle], rows[middle:]) if part)
+        + "</div>"
+    )
 
 
 def confusions(confusion, count):
@@ -147,13 +172,17 @@ def matrix(confusion, names, classes):
             if share < 0.05:
                 cells.append("<td></td>")
                 continue
-            strength = share if t == p else 10 * share ** 0.5  # errors are rarer: the root shows them sooner
+            strength = share if t == p else 10 * share**0.5  # errors are rarer: the root shows them sooner
             kind = ("hit" if t == p else "miss") + (" high" if strength >= 85 else " middle" if strength >= 60 else "")
-            cells.append(f'<td class="{kind}" style="--v:{strength:.0f}" title="{escape(names[t])} read as '
-                         f'{escape(names[p])}: {share:.2f} %">{share:.0f}</td>')
+            cells.append(
+                f'<td class="{kind}" style="--v:{strength:.0f}" title="{escape(names[t])} read as '
+                f'{escape(names[p])}: {share:.2f} %">{share:.0f}</td>'
+            )
         rows.append(f'<tr><th scope="row"><span>{escape(names[t])}</span></th>{"".join(cells)}</tr>')
-    return ('<div class="scroll" tabindex="0" role="region" aria-label="Confusion matrix"><table class="matrix">'
-            f'<thead><tr><td></td>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>')
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Confusion matrix"><table class="matrix">'
+        f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
 
 
 def matrix_picture(confusion):
@@ -169,10 +198,14 @@ def matrix_picture(confusion):
     picture.putpalette([64, 132, 208] * 128 + [218, 98, 46] * 128)  # "L" becomes "P", the values stay
     picture.info["transparency"] = bytes(2 * i for i in range(128)) * 2
     scale, edge = 700 / size, 46
-    labels = "".join(f'<text x="{edge + (i + .5) * scale:.1f}" y="{edge - 6}" text-anchor="middle">{i}</text>'
-                     f'<text x="{edge - 6}" y="{edge + (i + .5) * scale + 4:.1f}" text-anchor="end">{i}</text>'
-                     for i in range(0, size, 10 if size < 100 else 20))
-    return (f'<svg class="map chart" viewBox="0 0 {702 + edge} {702 + edge}" role="img" aria-label="Confusion matrix '
-            f'of all {size} classes: rows truth, columns prediction">{labels}<rect class="axis" fill="none" x="{edge}" '
-            f'y="{edge}" width="700" height="700"/><image x="{edge}" y="{edge}" width="700" height="700" '
-            f'preserveAspectRatio="none" href="{data_uri(picture, "png")}"/></svg>')
+    labels = "".join(
+        f'<text x="{edge + (i + 0.5) * scale:.1f}" y="{edge - 6}" text-anchor="middle">{i}</text>'
+        f'<text x="{edge - 6}" y="{edge + (i + 0.5) * scale + 4:.1f}" text-anchor="end">{i}</text>'
+        for i in range(0, size, 10 if size < 100 else 20)
+    )
+    return (
+        f'<svg class="map chart" viewBox="0 0 {702 + edge} {702 + edge}" role="img" aria-label="Confusion matrix '
+        f'of all {size} classes: rows truth, columns prediction">{labels}<rect class="axis" fill="none" x="{edge}" '
+        f'y="{edge}" width="700" height="700"/><image x="{edge}" y="{edge}" width="700" height="700" '
+        f'preserveAspectRatio="none" href="{data_uri(picture, "png")}"/></svg>'
+    )

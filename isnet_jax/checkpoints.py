@@ -1,4 +1,5 @@
 """Checkpoints in a workdir: Orbax, written in the background, with their checksums and the config they belong to."""
+
 import contextlib
 import dataclasses
 import json
@@ -42,8 +43,9 @@ class Checkpoints:
             stored.require_inside(self.workdir, *stored.links(self.workdir))
             self._claim(json.loads(json.dumps(record)), flag)
         except OSError as error:
-            raise UserError(f"The directory {workdir} cannot be written ({error.strerror}); choose another "
-                            f"{flag}.") from None
+            raise UserError(
+                f"The directory {workdir} cannot be written ({error.strerror}); choose another {flag}."
+            ) from None
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(self.workdir / "checkpoints", options=options)
         # Orbax would ask with another count than `distributed.stop_asked`, which is then never answered.
@@ -54,15 +56,21 @@ class Checkpoints:
         if path.exists():
             there = read_config(self.workdir)
             if CONVERTED in there and CONVERTED not in record:
-                raise UserError(f"{self.workdir} holds a converted checkpoint, not a run: give it as "
-                                f"--config.train.pretrained={self.workdir}, and another {flag}.")
+                raise UserError(
+                    f"{self.workdir} holds a converted checkpoint, not a run: give it as "
+                    f"--config.train.pretrained={self.workdir}, and another {flag}."
+                )
             lines = configs.differences(record, there)
             if lines:
-                raise UserError(f"{self.workdir} holds a run of another config ({'; '.join(lines)}). Choose another "
-                                f"{flag}, or delete this one to start anew.")
+                raise UserError(
+                    f"{self.workdir} holds a run of another config ({'; '.join(lines)}). Choose another "
+                    f"{flag}, or delete this one to start anew."
+                )
         elif any(self.workdir.glob("checkpoints/*")):
-            raise UserError(f"{self.workdir} holds checkpoints but no {CONFIG_FILE}, so there is no telling whose they "
-                            f"are. Choose another {flag}.")
+            raise UserError(
+                f"{self.workdir} holds checkpoints but no {CONFIG_FILE}, so there is no telling whose they "
+                f"are. Choose another {flag}."
+            )
         distributed.wait_for_all("claim")
         text = json.dumps(record, indent=2, sort_keys=True) + "\n"
         if distributed.is_first() and not (path.exists() and path.read_text() == text):
@@ -90,8 +98,10 @@ class Checkpoints:
         """
         wanted, steps, damaged = as_dict(template), self.steps(), []
         if not distributed.all_of(distributed.agree(steps[:1] or [-1])[0] == (steps[:1] or [-1])[0]):
-            raise UserError(f"The processes of this run see different checkpoints in {self.workdir}: give all of them "
-                            "the same --workdir, on a file system that they share.")
+            raise UserError(
+                f"The processes of this run see different checkpoints in {self.workdir}: give all of them "
+                "the same --workdir, on a file system that they share."
+            )
         for step in steps:
             path, found = self.workdir / "checkpoints" / str(step), None
             try:
@@ -103,9 +113,11 @@ class Checkpoints:
                 return template.replace(**jax.tree.map(_place, found, wanted))
             damaged.append(path)
         if damaged or any(self.workdir.glob(f"{DAMAGED}/*")):
-            raise UserError(f"None of the checkpoints of {self.workdir} is whole. If its storage is at fault, give the "
-                            "same command again when it is mended; otherwise restore one from a backup, or choose "
-                            "another --workdir to start anew.")
+            raise UserError(
+                f"None of the checkpoints of {self.workdir} is whole. If its storage is at fault, give the "
+                "same command again when it is mended; otherwise restore one from a backup, or choose "
+                "another --workdir to start anew."
+            )
         return None
 
     def _put_aside(self, paths):
@@ -138,9 +150,11 @@ class Checkpoints:
             if distributed.is_loss(error):
                 raise
             good = self.steps()
-            raise UserError(f"A checkpoint cannot be written to {self.workdir / 'checkpoints'}: {_reason(error)}. Make "
-                            "room, or mend what else it says; the same command then goes on from "
-                            f"{f'the checkpoint of step {good[0]}' if good else 'the start'}.") from error
+            raise UserError(
+                f"A checkpoint cannot be written to {self.workdir / 'checkpoints'}: {_reason(error)}. Make "
+                "room, or mend what else it says; the same command then goes on from "
+                f"{f'the checkpoint of step {good[0]}' if good else 'the start'}."
+            ) from error
 
     def close(self):
         """Waits for what is being written, if that can be; errors were told by `check`, `save` or `wait`."""
@@ -160,8 +174,10 @@ def read_config(directory):
     """The config of a workdir or converted checkpoint as nested dicts; raises UserError."""
     path = Path(directory) / CONFIG_FILE
     if not path.is_file():
-        raise UserError(f"{directory} holds no {CONFIG_FILE}, so it was written neither by a run of isnet_jax nor by "
-                        "isnet_jax.convert; give a directory that was.")
+        raise UserError(
+            f"{directory} holds no {CONFIG_FILE}, so it was written neither by a run of isnet_jax nor by "
+            "isnet_jax.convert; give a directory that was."
+        )
     try:
         config = stored.read_json(path)
         if not isinstance(config, dict):
@@ -207,14 +223,21 @@ def _read(path, wanted):
         warnings.filterwarnings("ignore", "Sharding info not provided")  # none is needed for NumPy arrays
         there = handler.metadata(directory).tree
         if "ema" in wanted and not there.get("ema"):
-            raise UserError(f"The checkpoint {path} holds no moving average of the weights: it was trained with "
-                            "config.train.ema_decay=0. Leave out --ema.")
+            raise UserError(
+                f"The checkpoint {path} holds no moving average of the weights: it was trained with "
+                "config.train.ema_decay=0. Leave out --ema."
+            )
         _check_network(path, _shapes({name: there.get(name, {}) for name in wanted}), _shapes(wanted))
         template = {**wanted, DIGEST: {name: there[DIGEST][name] for name in wanted if jax.tree.leaves(wanted[name])}}
         _check_sizes({name: there.get(name, {}) for name in wanted} | {DIGEST: template[DIGEST]}, wanted)
-        found = handler.restore(directory, args=ocp.args.PyTreeRestore(
-            item=template, restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), template),
-            partial_restore=True))
+        found = handler.restore(
+            directory,
+            args=ocp.args.PyTreeRestore(
+                item=template,
+                restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), template),
+                partial_restore=True,
+            ),
+        )
         expected = found.pop(DIGEST)
         wrong = [name for name, sums in digest.of_tree(found).items() if not np.array_equal(sums, expected[name])]
         if wrong:
@@ -274,17 +297,24 @@ def load_variables(directory, template, ema=False):
 
 def newest(directory):
     """The newest checkpoint that is finished in a run or converted directory: Path .../STEP, None without any."""
-    return max((path for path in Path(directory).glob("checkpoints/*") if path.name.isdecimal()),
-               key=lambda path: int(path.name), default=None)
+    return max(
+        (path for path in Path(directory).glob("checkpoints/*") if path.name.isdecimal()),
+        key=lambda path: int(path.name),
+        default=None,
+    )
 
 
 def _shapes(tree):
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def _check_network(path, found, wanted):
     faults = mismatches(found, wanted)
     if faults:
-        raise UserError(f"The checkpoint {path} is of another network. Variables {faults}. Check that "
-                        "config.model (backbone, num_classes, shortcut) is that of the checkpoint.")
+        raise UserError(
+            f"The checkpoint {path} is of another network. Variables {faults}. Check that "
+            "config.model (backbone, num_classes, shortcut) is that of the checkpoint."
+        )

@@ -1,4 +1,5 @@
 """What all commands share: flags, quiet libraries, errors as one paragraph."""
+
 import difflib
 import os
 import re
@@ -70,8 +71,11 @@ def _paragraph(error):
 
 
 def _config_argument(argv):
-    found = [word.partition("=")[2] if "=" in word else "".join(argv[i + 1:i + 2])
-             for i, word in enumerate(argv) if re.fullmatch(r"--?config(=.*)?", word)]
+    found = [
+        word.partition("=")[2] if "=" in word else "".join(argv[i + 1 : i + 2])
+        for i, word in enumerate(argv)
+        if re.fullmatch(r"--?config(=.*)?", word)
+    ]
     if len(found) != 1:
         raise flags.Error(f"--config=FILE is {'given twice' if found else 'missing'}")
     return found[0]
@@ -93,8 +97,9 @@ def _parse(argv, most_words):
     except flags.UnrecognizedFlagError as error:
         raise flags.Error(f"there is no flag --{error.flagname}") from None
     if len(words) > most_words:
-        raise flags.Error(f"the command line has a word {'too many' if most_words else 'without a flag'}: "
-                          f"{words[most_words]}")
+        raise flags.Error(
+            f"the command line has a word {'too many' if most_words else 'without a flag'}: {words[most_words]}"
+        )
     return words
 
 
@@ -102,8 +107,9 @@ def _load(argument):
     """The config in FILE[:BACKBONE], loaded apart from the flags to tell its own mistakes from the overrides'."""
     path, colon, backbone = argument.partition(":")
     if not Path(path).is_file():
-        raise UserError(f"The config file {path!r} does not exist in {Path.cwd()}; give one as in "
-                        "--config=configs/ade20k.py.")
+        raise UserError(
+            f"The config file {path!r} does not exist in {Path.cwd()}; give one as in --config=configs/ade20k.py."
+        )
     try:
         config = runpy.run_path(path)["get_config"](*([backbone] if colon else []))
         if not isinstance(config, ConfigDict) or set(configs.default()) - set(config):
@@ -114,8 +120,10 @@ def _load(argument):
     except Exception as error:  # a config is Python: anything may happen in it
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
-        raise UserError(f"The config file {path} cannot be used{f' (line {line})' if line else ''}: "
-                        f"{type(error).__name__}: {' '.join(str(error).split())}.") from None
+        raise UserError(
+            f"The config file {path} cannot be used{f' (line {line})' if line else ''}: "
+            f"{type(error).__name__}: {' '.join(str(error).split())}."
+        ) from None
 
 
 def _check_field(config, field):
@@ -125,6 +133,9 @@ def _check_field(config, field):
         if not isinstance(here, ConfigDict) or name not in here:
             valid = list(here) if isinstance(here, ConfigDict) else []
             near = difflib.get_close_matches(name, valid, 1)
-            raise UserError(f"{where} has no field {name!r}" + (f"; did you mean {near[0]!r}?" if near else ".")
-                            + (f" Its fields are {', '.join(valid)}." if valid else ""))
+            raise UserError(
+                f"{where} has no field {name!r}"
+                + (f"; did you mean {near[0]!r}?" if near else ".")
+                + (f" Its fields are {', '.join(valid)}." if valid else "")
+            )
         here, where = here[name], f"{where}.{name}"

@@ -12,6 +12,7 @@ usage: python -m isnet_jax.compile_check --config=FILE[:BACKBONE] [--topology=v5
 
 The programs are those of isnet_jax.main, one image size for evaluation. Exit code 1 if one of them does not fit.
 """
+
 import importlib.util
 import math
 import os
@@ -37,6 +38,7 @@ LEFT = 0.6  # of the temporaries with bfloat16, and with remat: of ADE20K on Res
 
 class Report(NamedTuple):
     """A compiled program; bytes, FLOPs and seconds are of one device and one step."""
+
     name: str
     images: int  # of all devices
     size: tuple  # (height, width) of an image in the network
@@ -69,16 +71,24 @@ def find_devices(topology=None):
     Raises UserError without libtpu, or if it knows no such topology.
     """
     import jax
+
     if topology is None:
         return jax.devices()
     if not importlib.util.find_spec("libtpu") and "TPU_LIBRARY_PATH" not in os.environ:
-        raise UserError("--topology needs the compiler for TPUs, which is not installed; no TPU is needed: pip install "
-                        "libtpu, or of the version that this JAX was tested with, pip install 'jax[tpu]'.")
+        raise UserError(
+            "--topology needs the compiler for TPUs, which is not installed; no TPU is needed: pip install "
+            "libtpu, or of the version that this JAX was tested with, pip install 'jax[tpu]'."
+        )
     # Nothing is asked of a TPU, nothing kept from one that others use, and no log is left in /tmp.
-    os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-                   "TPU_LOG_DIR": "disabled"}
+    os.environ |= {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_LOG_DIR": "disabled",
+    }
     jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies
+
     kind, _, shape = topology.partition(":")
     options = {"chip_config_name": "megacore"} if kind == "v4" else {}  # else a chip is two devices
     if set(shape.split("x")) == {"1"}:
@@ -87,9 +97,10 @@ def find_devices(topology=None):
         with console.no_native_noise():
             return topologies.get_topology_desc(topology, "tpu", **options).devices
     except Exception as error:  # of many kinds
-        raise UserError(f"There is no topology {topology!r} ({str(error).splitlines()[0]}). Name a kind of chip and "
-                        "the shape of a slice, as in v5e:1x1, v5e:2x4, v5e:4x4, v6e:2x4, v4:2x2x1 or v5p:2x2x1."
-                        ) from None
+        raise UserError(
+            f"There is no topology {topology!r} ({str(error).splitlines()[0]}). Name a kind of chip and "
+            "the shape of a slice, as in v5e:1x1, v5e:2x4, v5e:4x4, v6e:2x4, v4:2x2x1 or v5p:2x2x1."
+        ) from None
 
 
 def check(config, devices, programs=PROGRAMS, image_size=None, full=False):
@@ -102,6 +113,7 @@ def check(config, devices, programs=PROGRAMS, image_size=None, full=False):
 
     from isnet_jax import create_model, evaluation, sharding, train
     from isnet_jax.config import inference_settings
+
     mesh = sharding.make_mesh(config.mesh, config.train.global_batch_size, devices)
     model, optimizer = create_model(config.model), train.make_optimizer(config.train, 1)
     state = jax.eval_shape(lambda: train.init_state(model, optimizer, config.seed, config.train.ema_decay > 0))
@@ -109,14 +121,21 @@ def check(config, devices, programs=PROGRAMS, image_size=None, full=False):
     array, reports = jax.ShapeDtypeStruct, []
     if "train" in programs:
         size, b = tuple(config.augment.crop_size), config.train.global_batch_size
-        batch = {"image": array((b, *size, 3), np.uint8), "label": array((b, *size), np.uint8),
-                 "window": array((b, 4), np.int32)}
+        batch = {
+            "image": array((b, *size, 3), np.uint8),
+            "label": array((b, *size), np.uint8),
+            "window": array((b, 4), np.int32),
+        }
         step = train.make_train_step(model, optimizer, config, mesh, state_sharding)
         reports.append(_report("train", step, (state, batch), b, size, mesh, full))
     if "evaluate" in programs:
         (size, label_size), b = eval_sizes(config, image_size), sharding.fill_up(config.test.batch_size, mesh)
-        batch = {"image": array((b, *size, 3), np.uint8), "label": array((b, *label_size), np.uint8),
-                 "image_size": array((b, 2), np.int32), "label_size": array((b, 2), np.int32)}
+        batch = {
+            "image": array((b, *size, 3), np.uint8),
+            "label": array((b, *label_size), np.uint8),
+            "image_size": array((b, 2), np.int32),
+            "label_size": array((b, 2), np.int32),
+        }
         step = evaluation.make_eval_step(model, mesh, inference_settings(config))
         padded = bool(config.test.resize) and config.test.keep_ratio  # images of several sizes share a canvas
         held = _bytes(state, state_sharding) + _bytes(batch, jax.tree.map(lambda _: sharding.split_batch(mesh), batch))
@@ -133,6 +152,7 @@ def eval_sizes(config, image_size=None):
     config.augment.resize says, or the crop.
     """
     from isnet_jax.resizing import target_size
+
     long_short = tuple(config.test.resize or config.augment.resize)
     image_size = image_size or long_short[::-1] or tuple(config.augment.crop_size)
     resized = target_size(*image_size, config.test.resize, config.test.keep_ratio) if config.test.resize else image_size
@@ -142,8 +162,11 @@ def eval_sizes(config, image_size=None):
 def _bytes(tree, shardings):
     """Of a tree of arrays on one device."""
     import jax
-    return sum(math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
-               for x, sharding in zip(jax.tree.leaves(tree), jax.tree.leaves(shardings)))
+
+    return sum(
+        math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x, sharding in zip(jax.tree.leaves(tree), jax.tree.leaves(shardings))
+    )
 
 
 def _report(name, step, arguments, images, size, mesh, full, held=0):
@@ -151,6 +174,7 @@ def _report(name, step, arguments, images, size, mesh, full, held=0):
     import jax
 
     from isnet_jax import roofline
+
     device, memory, moved = mesh.devices.flat[0], {}, roofline.Traffic(None, {}, None)
     chip = roofline.CHIPS.get(device.device_kind)
     local = not chip and device in jax.local_devices()
@@ -168,16 +192,32 @@ def _report(name, step, arguments, images, size, mesh, full, held=0):
             raise
     else:
         found, moved = compiled.memory_analysis(), roofline.traffic(compiled.as_text())
-        memory = {"arguments": found.argument_size_in_bytes, "temporaries": found.temp_size_in_bytes,
-                  "outputs in new memory": found.output_size_in_bytes - found.alias_size_in_bytes,
-                  "program": found.generated_code_size_in_bytes}
+        memory = {
+            "arguments": found.argument_size_in_bytes,
+            "temporaries": found.temp_size_in_bytes,
+            "outputs in new memory": found.output_size_in_bytes - found.alias_size_in_bytes,
+            "program": found.generated_code_size_in_bytes,
+        }
         if held:
             memory["the run's other state"] = held - found.argument_size_in_bytes
         wanted = sum(memory.values())
     estimate = moved.cycles * chip.cycle if chip and moved.cycles and thorough else None
-    return Report(name, images, size, memory, wanted, capacity, flops.model, moved.bytes, moved.collectives,
-                  chip and flops.passes / chip.flops, chip and moved.bytes and moved.bytes / chip.bandwidth, estimate,
-                  time.perf_counter() - began, thorough)
+    return Report(
+        name,
+        images,
+        size,
+        memory,
+        wanted,
+        capacity,
+        flops.model,
+        moved.bytes,
+        moved.collectives,
+        chip and flops.passes / chip.flops,
+        chip and moved.bytes and moved.bytes / chip.bandwidth,
+        estimate,
+        time.perf_counter() - began,
+        thorough,
+    )
 
 
 def _interruptible(function):
@@ -208,6 +248,7 @@ def wanted_bytes(message):
 
 def table(reports):
     """Aligned text, a column for each report; rows of which nothing is known are left out."""
+
     def row(title, values, form="{:.3f}", scale=1):
         return [title, *("" if value is None else form.format(value * scale) for value in values)]
 
@@ -219,20 +260,24 @@ def table(reports):
     rows = [["", *every.name], ["images", *(f"{r.images} of {r.size[0]}x{r.size[1]}" for r in reports)]]
     for what in dict.fromkeys(what for memory in every.memory for what in memory):
         rows.append(row(f"GiB of {what}", [memory.get(what) for memory in every.memory], scale=gib))
-    rows += [row("GiB in all", every.wanted, scale=gib),
-             row("GiB there are", every.capacity, scale=gib),
-             row("TFLOP", every.flops, scale=1e-12),
-             row(f"GB of memory traffic{more}", every.traffic, "{:.2f}", 1e-9),
-             row("FLOP/byte", [r.traffic and r.flops / r.traffic for r in reports], "{:.0f}"),
-             row("ms of compute", every.compute_seconds, "{:.2f}", 1e3),
-             row(f"ms of memory traffic{more}", every.memory_seconds, "{:.2f}", 1e3),
-             row("ms at least", least, "{:.2f}", 1e3),
-             row("images/s at most", per_second(least), "{:.0f}"),
-             row("ms as XLA estimates", every.estimated_seconds, "{:.2f}", 1e3),
-             row("images/s then", per_second(every.estimated_seconds), "{:.0f}")]
+    rows += [
+        row("GiB in all", every.wanted, scale=gib),
+        row("GiB there are", every.capacity, scale=gib),
+        row("TFLOP", every.flops, scale=1e-12),
+        row(f"GB of memory traffic{more}", every.traffic, "{:.2f}", 1e-9),
+        row("FLOP/byte", [r.traffic and r.flops / r.traffic for r in reports], "{:.0f}"),
+        row("ms of compute", every.compute_seconds, "{:.2f}", 1e3),
+        row(f"ms of memory traffic{more}", every.memory_seconds, "{:.2f}", 1e3),
+        row("ms at least", least, "{:.2f}", 1e3),
+        row("images/s at most", per_second(least), "{:.0f}"),
+        row("ms as XLA estimates", every.estimated_seconds, "{:.2f}", 1e3),
+        row("images/s then", per_second(every.estimated_seconds), "{:.0f}"),
+    ]
     for kind in sorted({kind for found in every.collectives for kind in found}):
-        rows += [row(kind, [found.get(kind, (0,))[0] for found in every.collectives], "{}"),
-                 row("  MB", [found.get(kind, (0, 0))[1] for found in every.collectives], "{:.2f}", 1e-6)]
+        rows += [
+            row(kind, [found.get(kind, (0,))[0] for found in every.collectives], "{}"),
+            row("  MB", [found.get(kind, (0, 0))[1] for found in every.collectives], "{:.2f}", 1e-6),
+        ]
     rows.append(row("s of compilation", every.compile_seconds, "{:.0f}"))
     return console.aligned([cells for cells in rows if any(cells[1:])])
 
@@ -240,6 +285,7 @@ def table(reports):
 def advice(report, config, chip, num_devices):
     """A paragraph on a program that does not fit: how much it wants, and what would help, by estimate."""
     from isnet_jax import roofline
+
     training = report.name == "train"
     temporaries = report.memory.get("temporaries", report.wanted)
     rest, options = report.wanted - temporaries, []
@@ -264,14 +310,18 @@ def advice(report, config, chip, num_devices):
     per_device = int(report.images * room) // num_devices
     if per_device:
         field = "config.train.global_batch_size" if training else "config.test.batch_size"
-        suggest(f"{field}={per_device * num_devices}{', which trains otherwise' * training}",
-                per_device * num_devices / report.images)
+        suggest(
+            f"{field}={per_device * num_devices}{', which trains otherwise' * training}",
+            per_device * num_devices / report.images,
+        )
     larger = [f"{x.name} ({x.hbm / 2**30:.1f} GiB)" for x in roofline.CHIPS.values() if x.hbm >= report.wanted]
     if larger:
         options.append(f"chips with more memory: {', '.join(larger)}")
     found = f"Each of these should do: {'; '.join(options)}." if options else "Nothing this command knows of would do."
-    return (f"The program {report.name} wants {report.wanted / 2**30:.1f} GiB on each device, and a {chip} has "
-            f"{report.capacity / 2**30:.2f} GiB for it. {found}")
+    return (
+        f"The program {report.name} wants {report.wanted / 2**30:.1f} GiB on each device, and a {chip} has "
+        f"{report.capacity / 2**30:.2f} GiB for it. {found}"
+    )
 
 
 def _main(config, values):
@@ -286,10 +336,13 @@ def _main(config, values):
         image_size = int(found[1]), int(found[2])
     devices = find_devices(values.topology)
     from isnet_jax import roofline
+
     kind = devices[0].device_kind
     chip = roofline.CHIPS[kind].name if kind in roofline.CHIPS else kind
-    console.say(f"{command.config_name(sys.argv)}, {config.model.dtype}, for {len(devices)} {chip} "
-                f"device{'s' if len(devices) > 1 else ''}; {'compiling ...' if values.full else QUICK}")
+    console.say(
+        f"{command.config_name(sys.argv)}, {config.model.dtype}, for {len(devices)} {chip} "
+        f"device{'s' if len(devices) > 1 else ''}; {'compiling ...' if values.full else QUICK}"
+    )
     reports = check(config, devices, values.programs, image_size, values.full)
     console.say(f"\non each device, each step\n{table(reports)}\n")
     wrong = [advice(report, config, chip, len(devices)) for report in reports if not report.fits]

@@ -1,4 +1,5 @@
 """What a person sees in the terminal: their own run, no library noise."""
+
 import contextlib
 import logging
 import os
@@ -6,7 +7,6 @@ import sys
 import warnings
 
 import tqdm
-
 
 _muted = False
 
@@ -94,5 +94,9 @@ def duration(seconds):
 def aligned(rows):
     """Rows of strings as an aligned text table: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(cell.ljust(width) if i == 0 else cell.rjust(width)
-                               for i, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))
+        ).rstrip()
+        for row in rows
+    )

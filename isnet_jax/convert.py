@@ -7,6 +7,7 @@ usage: python -m isnet_jax.convert --config=configs/ade20k.py[:BACKBONE] --input
             PyTorch and without running anything in it. Writing one needs PyTorch.
   DIR       a checkpoint directory: of a training run, or written by this command
 """
+
 import re
 from pathlib import Path
 
@@ -56,8 +57,14 @@ def _official_modules(path, model):
     }[path]
 
 
-_LEAVES = {"kernel": "weight", "bias": "bias", "scale": "weight", "mean": "running_mean", "var": "running_var",
-           "num_batches_tracked": "num_batches_tracked"}
+_LEAVES = {
+    "kernel": "weight",
+    "bias": "bias",
+    "scale": "weight",
+    "mean": "running_mean",
+    "var": "running_var",
+    "num_batches_tracked": "num_batches_tracked",
+}
 
 
 def variable_shapes(model):
@@ -87,8 +94,10 @@ def _convert(state_dict, names, what):
     shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
     faults = mismatches(shapes, {name: shape for name, (_, shape) in names.items()}, optional)
     if faults:
-        raise UserError(f"The checkpoint does not hold {what}. Names {faults}. Check that config.model (backbone, "
-                        "num_classes, shortcut) is that of the checkpoint.")
+        raise UserError(
+            f"The checkpoint does not hold {what}. Names {faults}. Check that config.model (backbone, "
+            "num_classes, shortcut) is that of the checkpoint."
+        )
     flat = {}
     for name, (path, _) in names.items():
         tensor = _to_numpy(state_dict.get(name, np.zeros((), np.int64)))
@@ -107,8 +116,12 @@ def from_torch(state_dict, model):
     "batch_stats"} of NumPy arrays with the dtypes given. Raises UserError that lists every missing, extra or
     mis-shaped name.
     """
-    return _convert(state_dict, official_names(model), f"an ISNet with {model.backbone} and "
-                    f"{model.num_classes} classes{' and the shortcut' if model.shortcut else ''}")
+    return _convert(
+        state_dict,
+        official_names(model),
+        f"an ISNet with {model.backbone} and "
+        f"{model.num_classes} classes{' and the shortcut' if model.shortcut else ''}",
+    )
 
 
 def to_torch(variables, model):
@@ -118,11 +131,14 @@ def to_torch(variables, model):
     """
     flat = traverse_util.flatten_dict(dict(variables))
     expected = traverse_util.flatten_dict(variable_shapes(model))
-    faults = mismatches(*({"/".join(path): tuple(leaf.shape) for path, leaf in tree.items()}
-                          for tree in (flat, expected)))
+    faults = mismatches(
+        *({"/".join(path): tuple(leaf.shape) for path, leaf in tree.items()} for tree in (flat, expected))
+    )
     if faults:
-        raise UserError(f"The variables are not those of an ISNet with {model.backbone} and {model.num_classes} "
-                        f"classes. Names {faults}.")
+        raise UserError(
+            f"The variables are not those of an ISNet with {model.backbone} and {model.num_classes} "
+            f"classes. Names {faults}."
+        )
     state_dict = {}
     for name, (path, _) in official_names(model).items():
         array = np.asarray(flat[path])
@@ -148,13 +164,21 @@ def backbone_from_torch(state_dict, model):
         tensors[name] = tensor
     if "conv1.weight" in tensors:
         size = "x".join(map(str, tensors["conv1.weight"].shape[2:]))
-        raise UserError(f"The checkpoint is a ResNet with one {size} convolution as its stem (torchvision's, v1b). "
-                        "ISNet's backbone is v1c, with three 3x3 convolutions, another network: take an ImageNet "
-                        "checkpoint of that kind (mmcls resnet50_v1c, timm resnet50c, resnest101e).")
-    tensors = {re.sub(r"^bn1\.", "stem.7.", name): tensor for name, tensor in tensors.items()
-               if not re.match(r"(fc|head\.fc)\.", name)}
-    names = {name.removeprefix("backbone_net."): place for name, place in official_names(model).items()
-             if name.startswith("backbone_net.")}
+        raise UserError(
+            f"The checkpoint is a ResNet with one {size} convolution as its stem (torchvision's, v1b). "
+            "ISNet's backbone is v1c, with three 3x3 convolutions, another network: take an ImageNet "
+            "checkpoint of that kind (mmcls resnet50_v1c, timm resnet50c, resnest101e)."
+        )
+    tensors = {
+        re.sub(r"^bn1\.", "stem.7.", name): tensor
+        for name, tensor in tensors.items()
+        if not re.match(r"(fc|head\.fc)\.", name)
+    }
+    names = {
+        name.removeprefix("backbone_net."): place
+        for name, place in official_names(model).items()
+        if name.startswith("backbone_net.")
+    }
     return _convert(tensors, names, f"the backbone {model.backbone}")
 
 
@@ -183,9 +207,16 @@ def load_pretrained(path, model, variables):
     state_dict = pth.state_dict(path)
     is_isnet = any(name.startswith("ilc_net.") for name in state_dict)
     loaded = (from_torch if is_isnet else backbone_from_torch)(state_dict, model)
-    return {kind: {**variables[kind], **{name: jax.tree.map(lambda new, old: np.asarray(new, old.dtype), tree,
-                                                            variables[kind][name])
-                                         for name, tree in loaded[kind].items()}} for kind in loaded}
+    return {
+        kind: {
+            **variables[kind],
+            **{
+                name: jax.tree.map(lambda new, old: np.asarray(new, old.dtype), tree, variables[kind][name])
+                for name, tree in loaded[kind].items()
+            },
+        }
+        for kind in loaded
+    }
 
 
 def _define_flags():
@@ -195,6 +226,7 @@ def _define_flags():
 
 def _main(config, values):
     from isnet_jax.models import create_model
+
     model = create_model(config.model)
     if not Path(values.input).exists():
         raise UserError(f"--input={values.input} does not exist; give a .pth file or a checkpoint directory.")
@@ -205,8 +237,10 @@ def _main(config, values):
         start = jax.jit(lambda: model.init(jax.random.key(config.seed), np.zeros((1, 32, 32, 3), np.float32)))()
         variables = load_pretrained(values.input, model, jax.device_get(start))
         checkpoints.save_variables(values.output, config, variables, Path(values.input).resolve())
-    print(f"{values.input} -> {values.output}: {config.model.backbone} ISNet, {config.model.num_classes} classes, "
-          f"{sum(x.size for x in jax.tree.leaves(variables['params'])) / 1e6:.1f} M parameters")
+    print(
+        f"{values.input} -> {values.output}: {config.model.backbone} ISNet, {config.model.num_classes} classes, "
+        f"{sum(x.size for x in jax.tree.leaves(variables['params'])) / 1e6:.1f} M parameters"
+    )
 
 
 def _write_pth(path, state_dict):
@@ -223,4 +257,5 @@ def _write_pth(path, state_dict):
 
 if __name__ == "__main__":
     from isnet_jax import command
+
     command.run(_main, __doc__, _define_flags)

@@ -1,4 +1,5 @@
 """Photographs as people have them: any colour mode and turn -> upright 8-bit RGB. None of this imports TensorFlow."""
+
 import io
 import struct
 from typing import NamedTuple
@@ -12,13 +13,20 @@ from isnet_jax.errors import UserError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 ORIENTATION = 274  # the EXIF tag
-UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-           5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-           8: Image.Transpose.ROTATE_90}  # what undoes each orientation
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # what undoes each orientation
 
 
 class Header(NamedTuple):
     """size (height, width) of the upright image, and the EXIF orientation it is stored in (1: upright)."""
+
     size: tuple
     orientation: int
 

@@ -1,4 +1,5 @@
 """A checksum of every array of a checkpoint, the same on every mesh: integers are summed, in whatever order."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,12 +7,16 @@ import numpy as np
 
 def of_tree(fields):
     """{field: uint32 (leaves,)} of {field: tree of arrays}, on the host, but for arrays it has only parts of."""
+
     def one(leaf):
         spread = isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated)
         return jax.device_get(_on_devices(leaf)) if spread else of_array(np.asarray(leaf), np)
 
-    return {name: np.array([one(leaf) for leaf in jax.tree.leaves(tree)], np.uint32)
-            for name, tree in fields.items() if jax.tree.leaves(tree)}
+    return {
+        name: np.array([one(leaf) for leaf in jax.tree.leaves(tree)], np.uint32)
+        for name, tree in fields.items()
+        if jax.tree.leaves(tree)
+    }
 
 
 def of_array(array, xp):

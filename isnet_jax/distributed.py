@@ -2,6 +2,7 @@
 
 On Cloud TPU, under Slurm and in Kubernetes JAX finds the processes by itself; elsewhere flags name them.
 """
+
 import contextlib
 import glob
 import importlib.util
@@ -26,17 +27,32 @@ HEARTBEAT_SECONDS = 30  # a process silent for so long is dead, and all others s
 CONNECT_SECONDS = 300
 TELL_SECONDS = 10  # after so long a wait for them is told of
 
-_LOST = ("Gloo", "gloo", "NCCL", "coordination", "Coordination", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat",
-         "Connection reset", "Connection closed", "preempted", "Barrier")  # words of a process that misses another
+_LOST = (
+    "Gloo",
+    "gloo",
+    "NCCL",
+    "coordination",
+    "Coordination",
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "heartbeat",
+    "Connection reset",
+    "Connection closed",
+    "preempted",
+    "Barrier",
+)  # words of a process that misses another
 _ticks = 0  # how often `stop_asked` was called
 _all_stop = False
 
 
 class OthersLost(UserError):
+    """Another process of this run is gone."""
+
     code = interrupts.RESUME
 
 
 def define_flags():
+    """Defines the flags that name the processes of a run."""
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0")
     flags.DEFINE_integer("num_processes", None, "how many processes there are", lower_bound=1)
     flags.DEFINE_integer("process_id", None, "which of them this is", lower_bound=0)
@@ -53,28 +69,36 @@ def initialize(values):
         raise flags.Error(f"of --{', --'.join(FIELDS)} all are needed, or none; there is only --{', --'.join(named)}")
     if named:
         if not given["process_id"] < given["num_processes"]:
-            raise flags.Error(f"--process_id={given['process_id']} is not below --num_processes="
-                              f"{given['num_processes']}")
+            raise flags.Error(
+                f"--process_id={given['process_id']} is not below --num_processes={given['num_processes']}"
+            )
         host, _, port = given["coordinator"].rpartition(":")
         if not host or not port.isdigit():
             raise flags.Error(f"--coordinator={given['coordinator']} is not HOST:PORT")
     elif not _is_cluster():
         return
     given["coordinator_address"] = given.pop("coordinator")
-    waiting = threading.Timer(TELL_SECONDS, print, ["waiting for the other processes of this run: start all of them "
-                                                    f"within {CONNECT_SECONDS} s, or all end"], {"file": sys.stderr})
+    waiting = threading.Timer(
+        TELL_SECONDS,
+        print,
+        [f"waiting for the other processes of this run: start all of them within {CONNECT_SECONDS} s, or all end"],
+        {"file": sys.stderr},
+    )
     waiting.daemon = True
     waiting.start()
     try:
         if given["process_id"]:
             _require_listener(given["coordinator_address"])  # JAX aborts where there is none
         with console.no_native_output():
-            jax.distributed.initialize(**given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-                                       initialization_timeout=CONNECT_SECONDS)
+            jax.distributed.initialize(
+                **given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, initialization_timeout=CONNECT_SECONDS
+            )
             wait_for_all("joined")  # Gloo announces itself
     except (RuntimeError, ValueError) as error:  # of the service; of what JAX makes of the environment
-        raise UserError(f"The processes of this run do not find each other ({str(error).strip().splitlines()[0]}); "
-                        f"name them yourself with --{', --'.join(FIELDS)}.") from None
+        raise UserError(
+            f"The processes of this run do not find each other ({str(error).strip().splitlines()[0]}); "
+            f"name them yourself with --{', --'.join(FIELDS)}."
+        ) from None
     finally:
         waiting.cancel()
     if alone():
@@ -93,8 +117,10 @@ def _require_listener(address):
             return
         except OSError as error:
             if time.monotonic() > end:
-                raise UserError(f"Process 0 of this run does not listen at --coordinator={address} ({error}): start "
-                                "it, and see that this host reaches that port of its.") from None
+                raise UserError(
+                    f"Process 0 of this run does not listen at --coordinator={address} ({error}): start "
+                    "it, and see that this host reaches that port of its."
+                ) from None
         time.sleep(0.2)
 
 
@@ -109,6 +135,7 @@ def _is_cluster():
 
 
 def alone():
+    """Whether this is the only process of the run."""
     return jax.process_count() == 1
 
 
@@ -179,8 +206,10 @@ def joined(values, goes_on):
         if alone():
             raise
         if is_loss(error):
-            raise OthersLost("Another process of this run has died, or cannot be reached any more (its own message "
-                             f"says why; here: {str(error).strip().splitlines()[0][:200]}). Run the same command again "
-                             f"on all hosts: it goes on {goes_on}.") from error
+            raise OthersLost(
+                "Another process of this run has died, or cannot be reached any more (its own message "
+                f"says why; here: {str(error).strip().splitlines()[0][:200]}). Run the same command again "
+                f"on all hosts: it goes on {goes_on}."
+            ) from error
         traceback.print_exc()
         leave(1)

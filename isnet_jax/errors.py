@@ -1,4 +1,5 @@
 """The one exception for mistakes a user can mend."""
+
 import contextlib
 
 
@@ -8,6 +9,7 @@ class UserError(Exception):
     The message is one paragraph: what is wrong, where (file, field, line), what to do. Commands print it
     without a traceback and exit with `code`.
     """
+
     code = 1
 
 
@@ -26,19 +28,28 @@ def mended_by_user(what, flag, goes_on, memory):
     try:
         yield
     except OSError as error:
-        raise UserError(f"{what} stopped because a file cannot be read or written: {error}. Make room, or choose "
-                        f"another {flag}; the same command goes on {goes_on}.") from error
+        raise UserError(
+            f"{what} stopped because a file cannot be read or written: {error}. Make room, or choose "
+            f"another {flag}; the same command goes on {goes_on}."
+        ) from error
     except RuntimeError as error:  # JAX's is one
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise UserError(f"The device has too little memory for this config: {memory} "
-                        f"({str(error).splitlines()[0][:200]}).") from None
+        raise UserError(
+            f"The device has too little memory for this config: {memory} ({str(error).splitlines()[0][:200]})."
+        ) from None
 
 
 def mismatches(found, wanted, optional=()):
     """What two {name: shape} differ in, all of it in one text; "" if they agree or only lack `optional` names."""
-    wrong = [f"{name} {found[name]} instead of {wanted[name]}" for name in sorted(set(found) & set(wanted))
-             if found[name] != wanted[name]]
-    faults = {"missing": sorted(set(wanted) - set(found) - set(optional)),
-              "not in the network": sorted(set(found) - set(wanted)), "of another shape": wrong}
+    wrong = [
+        f"{name} {found[name]} instead of {wanted[name]}"
+        for name in sorted(set(found) & set(wanted))
+        if found[name] != wanted[name]
+    ]
+    faults = {
+        "missing": sorted(set(wanted) - set(found) - set(optional)),
+        "not in the network": sorted(set(found) - set(wanted)),
+        "of another shape": wrong,
+    }
     return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in faults.items() if names)

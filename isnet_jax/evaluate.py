@@ -13,6 +13,7 @@ usage: python -m isnet_jax.evaluate --config=FILE[:BACKBONE] --checkpoint=DIR_or
 Killed, the same command goes on; images that are finished are not repeated. PROCESSES are the flags --coordinator,
 --num_processes and --process_id of isnet_jax.main.
 """
+
 import datetime
 import json
 import platform
@@ -24,8 +25,18 @@ import jax
 import numpy as np
 from absl import flags
 
-from isnet_jax import (checkpoints, command, convert, datasets, distributed, evaluation, metrics, protocols, sharding,
-                       stored)
+from isnet_jax import (
+    checkpoints,
+    command,
+    convert,
+    datasets,
+    distributed,
+    evaluation,
+    metrics,
+    protocols,
+    sharding,
+    stored,
+)
 from isnet_jax.config import inference_settings
 from isnet_jax.console import say
 from isnet_jax.errors import UserError, mended_by_user
@@ -75,36 +86,60 @@ def run(config, checkpoint, setting, output, ema=False):
     names = list(builder.info.metadata["names"])
     model = create_model(config.model)
     if model.num_classes != len(names):
-        raise UserError(f"config.model.num_classes is {model.num_classes}, but the data set {config.data.name} has "
-                        f"{len(names)} classes; set it to {len(names)}.")
+        raise UserError(
+            f"config.model.num_classes is {model.num_classes}, but the data set {config.data.name} has "
+            f"{len(names)} classes; set it to {len(names)}."
+        )
     source = input_pipeline.open_split(builder, config.data.eval_split)
     mesh = sharding.make_mesh(config.mesh)
     batch_size = sharding.fill_up(config.test.batch_size, mesh)
-    with mended_by_user(f"The evaluation in {output}", "--output", "where it stopped",
-                        "lower config.test.batch_size, or set config.model.dtype=bfloat16"):
+    with mended_by_user(
+        f"The evaluation in {output}",
+        "--output",
+        "where it stopped",
+        "lower config.test.batch_size, or set config.model.dtype=bfloat16",
+    ):
         step, stamp = checkpoint_stamp(checkpoint)
         variables = convert.load_network(checkpoint, model, ema)
-        facts = json.loads(json.dumps({
-            "dataset": config.data.name, "split": config.data.eval_split, "images": len(source),
-            "setting": {"name": setting, "mode": "whole", "scales": [1.0], "flip": False, **settings,
-                        "resize": config.test.resize, "keep_ratio": config.test.keep_ratio},
-            "checkpoint": str(checkpoint.resolve()), "step": step, "ema": ema,
-            "config": config.to_dict(), "names": names,
-            "palette": [list(map(int, color)) for color in builder.info.metadata["palette"]]}))
+        facts = json.loads(
+            json.dumps(
+                {
+                    "dataset": config.data.name,
+                    "split": config.data.eval_split,
+                    "images": len(source),
+                    "setting": {
+                        "name": setting,
+                        "mode": "whole",
+                        "scales": [1.0],
+                        "flip": False,
+                        **settings,
+                        "resize": config.test.resize,
+                        "keep_ratio": config.test.keep_ratio,
+                    },
+                    "checkpoint": str(checkpoint.resolve()),
+                    "step": step,
+                    "ema": ema,
+                    "config": config.to_dict(),
+                    "names": names,
+                    "palette": [list(map(int, color)) for color in builder.info.metadata["palette"]],
+                }
+            )
+        )
         image_names, *sides = zip(*builder.info.metadata["examples"][config.data.eval_split])
         record = EvaluationRecord(output, facts, [stamp, ema, data_stamp(builder)], image_names)
         if record.results:
             say(f"{output} holds this evaluation already.")
             return record.results
         sizes = input_pipeline.eval_sizes(np.stack(sides, axis=1).tolist(), config)
-        plan, found = input_pipeline.eval_plan(sizes, batch_size, config.test.max_programs,
-                                                np.flatnonzero(record.done))
+        plan, found = input_pipeline.eval_plan(sizes, batch_size, config.test.max_programs, np.flatnonzero(record.done))
         padding = input_pipeline.padding(plan, sizes) if plan else 0.0
         done, todo, programs = record.done.sum(), (~record.done).sum(), 0
-        say(f"{config.model.backbone} ISNet on {config.data.name} {config.data.eval_split}, {setting}: "
+        say(
+            f"{config.model.backbone} ISNet on {config.data.name} {config.data.eval_split}, {setting}: "
             f"{len(source)} images{f', {done} of them done' if done else ''}; "
             f"{len(found.sizes)} canvas{'es' if len(found.sizes) > 1 else ''}, {100 * padding:.1f} % padding; "
-            f"{sharding.describe(mesh)}")
+            f"{sharding.describe(mesh)}"
+        )
         start = time.perf_counter()
         if plan:
             eval_step = evaluation.make_eval_step(model, mesh, settings, boundary=True)
@@ -118,12 +153,20 @@ def run(config, checkpoint, setting, output, ema=False):
                     raise
             programs = eval_step._cache_size()
         seconds = time.perf_counter() - start
-        return record.finish({
-            "devices": mesh.devices.flat[0].device_kind, "num_devices": mesh.size, "processes": jax.process_count(),
-            "dtype": config.model.dtype, "versions": {"jax": jax.__version__, "python": platform.python_version()},
-            "seconds": round(seconds, 2), "images_per_second": round(float(todo / seconds), 3),
-            "programs": programs, "padding_overhead": round(float(padding), 4),
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")})
+        return record.finish(
+            {
+                "devices": mesh.devices.flat[0].device_kind,
+                "num_devices": mesh.size,
+                "processes": jax.process_count(),
+                "dtype": config.model.dtype,
+                "versions": {"jax": jax.__version__, "python": platform.python_version()},
+                "seconds": round(seconds, 2),
+                "images_per_second": round(float(todo / seconds), 3),
+                "programs": programs,
+                "padding_overhead": round(float(padding), 4),
+                "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            }
+        )
 
 
 def checkpoint_stamp(checkpoint):
@@ -148,8 +191,10 @@ def print_results(results, names):
     say(protocols.format_table(confusion, names))
     if results["published"]:
         miou = results["protocols"]["official"]["miou"]
-        say(f"published mIoU {results['published']['miou']:.2f} % ({results['setting']['name']}), here "
-            f"{miou - results['published']['miou']:+.2f}: {results['published']['source']}")
+        say(
+            f"published mIoU {results['published']['miou']:.2f} % ({results['setting']['name']}), here "
+            f"{miou - results['published']['miou']:+.2f}: {results['published']['source']}"
+        )
     say(f"{results['run']['images_per_second']:.2f} images/s")
 
 

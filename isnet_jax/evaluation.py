@@ -1,4 +1,5 @@
 """Evaluation at every image's original size, on the device up to the counts of pixels."""
+
 from functools import partial
 
 import jax
@@ -36,10 +37,14 @@ def eval_step(variables, batch, padded, *, model, settings, boundary, mesh=None)
         reach = reach_in(labels.shape[1:])
         near_predicted, near_true = (boundary_band(x, batch["label_size"], reach) for x in (predictions, labels))
         labelled = labels != IGNORED
-        masks = ((labelled & near_predicted & near_true & (predictions == labels), labels),
-                 (labelled & near_predicted, predictions), (labelled & near_true, labels))
-        result["boundary"] = jnp.stack([pixel_counts(jnp.where(mask, classes, IGNORED), model.num_classes)
-                                        for mask, classes in masks], axis=1)
+        masks = (
+            (labelled & near_predicted & near_true & (predictions == labels), labels),
+            (labelled & near_predicted, predictions),
+            (labelled & near_true, labels),
+        )
+        result["boundary"] = jnp.stack(
+            [pixel_counts(jnp.where(mask, classes, IGNORED), model.num_classes) for mask, classes in masks], axis=1
+        )
     return result
 
 
@@ -47,8 +52,12 @@ def make_eval_step(model, mesh, settings, boundary=False):
     """Jitted `eval_step(variables, batch, padded)` over the mesh: predictions stay split, counts are everywhere."""
     split, everywhere = sharding.split_batch(mesh), sharding.replicated(mesh)
     counts = {name: everywhere for name in ("confusion", "counts", *(("boundary",) if boundary else ()))}
-    return jax.jit(partial(eval_step, model=model, settings=settings, boundary=boundary, mesh=mesh), static_argnums=2,
-                   in_shardings=(everywhere, split), out_shardings={"predictions": split, **counts})
+    return jax.jit(
+        partial(eval_step, model=model, settings=settings, boundary=boundary, mesh=mesh),
+        static_argnums=2,
+        in_shardings=(everywhere, split),
+        out_shardings={"predictions": split, **counts},
+    )
 
 
 def evaluate(step, variables, batches, plan, mesh, on_batch=None):
@@ -65,8 +74,13 @@ def evaluate(step, variables, batches, plan, mesh, on_batch=None):
             on_batch(entry, batch, result)
         return total + np.asarray(result["confusion"], np.int64)
 
-    with tqdm.tqdm(total=sum(entry.num_images for entry in plan), desc="evaluating", leave=False, unit=" images",
-                   disable=None if distributed.is_first() else True) as bar:
+    with tqdm.tqdm(
+        total=sum(entry.num_images for entry in plan),
+        desc="evaluating",
+        leave=False,
+        unit=" images",
+        disable=None if distributed.is_first() else True,
+    ) as bar:
         for entry, batch in zip(plan, batches, strict=True):
             if distributed.stop_asked():
                 raise KeyboardInterrupt

@@ -1,4 +1,5 @@
 """What an evaluation leaves in its directory, written so that a killed one goes on. results.py reads it again."""
+
 import concurrent.futures
 import json
 import time
@@ -33,8 +34,16 @@ class EvaluationRecord:
         the data do; image_names: N strings. Raises UserError if the directory holds another evaluation.
         """
         self.directory, self._facts = Path(directory), facts
-        self._identity = json.dumps([stamp, facts["dataset"], facts["split"], facts["setting"], facts["names"],
-                                     [facts["config"]["model"][name] for name in RELEVANT]])
+        self._identity = json.dumps(
+            [
+                stamp,
+                facts["dataset"],
+                facts["split"],
+                facts["setting"],
+                facts["names"],
+                [facts["config"]["model"][name] for name in RELEVANT],
+            ]
+        )
         stored.require_inside(self.directory, self.directory / "predictions")
         repeated = Counter(image_names)
         self.names = np.array(image_names)
@@ -42,8 +51,10 @@ class EvaluationRecord:
         if len(set(self.files.tolist())) < len(self.files):  # as those of a, a and a-0
             self.files = np.array([f"{name}-{i}" for i, name in enumerate(image_names)])
         if not all(map(stored.is_name, self.files.tolist())):
-            raise UserError(f"The data set {facts['dataset']} names images so that their predictions would be written "
-                            "outside of predictions/: prepare it anew.")
+            raise UserError(
+                f"The data set {facts['dataset']} names images so that their predictions would be written "
+                "outside of predictions/: prepare it anew."
+            )
         n, k = len(image_names), len(facts["names"])
         self.counts, self.boundary = np.zeros((n, 3, k), np.int32), np.zeros((n, 3, k), np.int32)
         self._sums = np.zeros(n, bool), np.zeros((k, k), np.int64)  # together, so that an interrupt finds both or none
@@ -70,19 +81,27 @@ class EvaluationRecord:
                 results = stored.read_json(finished)
                 identity = results["identity"]
             except (OSError, ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{finished} is damaged, or not of an evaluation ({type(error).__name__}: {error}): "
-                                "delete it to evaluate anew, or choose another --output.") from None
+                raise UserError(
+                    f"{finished} is damaged, or not of an evaluation ({type(error).__name__}: {error}): "
+                    "delete it to evaluate anew, or choose another --output."
+                ) from None
             self._require_same(identity, finished)
             self.results = load(self.directory).record
         elif self._progress.exists():
             try:
                 identity, done, confusion, counts, boundary = stored.read_arrays(
-                    self._progress, "identity", "done", "confusion", "counts", "boundary")
+                    self._progress, "identity", "done", "confusion", "counts", "boundary"
+                )
             except (OSError, ValueError):  # damaged in some way; nothing is lost but time
                 return
             self._require_same(str(identity), self._progress)
-            ours, theirs = ([(x.shape, x.dtype) for x in arrays] for arrays in (
-                (self.done, self.confusion, self.counts, self.boundary), (done, confusion, counts, boundary)))
+            ours, theirs = (
+                [(x.shape, x.dtype) for x in arrays]
+                for arrays in (
+                    (self.done, self.confusion, self.counts, self.boundary),
+                    (done, confusion, counts, boundary),
+                )
+            )
             if ours != theirs:
                 return
             files = [self.directory / "predictions" / f"{file}.png" for file in self.files[done]]
@@ -91,8 +110,10 @@ class EvaluationRecord:
 
     def _require_same(self, identity, path):
         if identity != self._identity:
-            raise UserError(f"{path} is of another evaluation (another checkpoint, data set or test setting): choose "
-                            f"another --output, or delete {self.directory}.")
+            raise UserError(
+                f"{path} is of another evaluation (another checkpoint, data set or test setting): choose "
+                f"another --output, or delete {self.directory}."
+            )
 
     def add(self, entry, batch, result):
         """`on_batch` of `evaluation.evaluate`: takes the counts, and writes the predictions in the background."""
@@ -128,8 +149,14 @@ class EvaluationRecord:
         """Writes down how far the evaluation has come; what it says is done has its prediction on disk."""
         self._wait()
         if distributed.is_first():
-            stored.write_arrays(self._progress, identity=np.array(self._identity), done=self.done, counts=self.counts,
-                                boundary=self.boundary, confusion=self.confusion)
+            stored.write_arrays(
+                self._progress,
+                identity=np.array(self._identity),
+                done=self.done,
+                counts=self.counts,
+                boundary=self.boundary,
+                confusion=self.confusion,
+            )
         self._saved = time.monotonic()
 
     def finish(self, run):
@@ -138,15 +165,28 @@ class EvaluationRecord:
         facts, config = self._facts, self._facts["config"]
         boundary = self.boundary.sum(0, dtype=np.int64)
         found = published.find(facts["dataset"], config["model"]["backbone"], facts["split"], facts["setting"])
-        results = {**facts, "identity": self._identity, "confusion": self.confusion.tolist(),
-                   "boundary": boundary.tolist(),
-                   "protocols": {name: in_percent(scores, facts["names"])
-                                 for name, scores in protocols.all_scores(self.confusion).items()},
-                   "boundary_iou": in_percent(protocols.boundary_scores(boundary), facts["names"]),
-                   "published": found and {"miou": found.miou, "source": found.source}, "run": run}
+        results = {
+            **facts,
+            "identity": self._identity,
+            "confusion": self.confusion.tolist(),
+            "boundary": boundary.tolist(),
+            "protocols": {
+                name: in_percent(scores, facts["names"])
+                for name, scores in protocols.all_scores(self.confusion).items()
+            },
+            "boundary_iou": in_percent(protocols.boundary_scores(boundary), facts["names"]),
+            "published": found and {"miou": found.miou, "source": found.source},
+            "run": run,
+        }
         if distributed.is_first():
-            stored.write_arrays(self.directory / "images.npz", name=self.names, file=self.files,
-                                index=np.arange(len(self.names)), counts=self.counts, boundary=self.boundary)
+            stored.write_arrays(
+                self.directory / "images.npz",
+                name=self.names,
+                file=self.files,
+                index=np.arange(len(self.names)),
+                counts=self.counts,
+                boundary=self.boundary,
+            )
             write_whole(self.directory / "results.json", json.dumps(results, indent=1) + "\n")
             self._progress.unlink(missing_ok=True)
         return results
@@ -154,8 +194,11 @@ class EvaluationRecord:
 
 def in_percent(scores, names):
     """Scores for JSON: percentages, null where undefined; arrays (K,) by class name."""
+
     def percent(x):
         return round(100 * float(x), 4) if np.isfinite(x) else None
 
-    return {key: {name: percent(x) for name, x in zip(names, value)} if np.ndim(value) else percent(value)
-            for key, value in scores.items()}
+    return {
+        key: {name: percent(x) for name, x in zip(names, value)} if np.ndim(value) else percent(value)
+        for key, value in scores.items()
+    }

@@ -1,4 +1,5 @@
 """The images of an evaluation that went worst and best, as HTML: input, truth, prediction, errors."""
+
 import io
 
 import numpy as np
@@ -30,9 +31,9 @@ def image_scores(counts):
 def extremes(scores, each=EACH):
     """Positions of the worst and of the best images, worst and best first; no image is in both."""
     order = np.argsort(scores, kind="stable")
-    order = order[:np.isfinite(scores).sum()]
+    order = order[: np.isfinite(scores).sum()]
     each = min(each, -(-len(order) // 2))
-    return order[:each].tolist(), order[max(each, len(order) - each):][::-1].tolist()
+    return order[:each].tolist(), order[max(each, len(order) - each) :][::-1].tolist()
 
 
 def gallery(evaluation, scores):
@@ -46,8 +47,10 @@ def gallery(evaluation, scores):
             source = _open(evaluation.record)
     except UserError as error:
         trouble = note(f"Inputs and truths cannot be shown. {error}")
-    shots = {heading: "".join(_shot(evaluation, source, i, scores[i]) for i in chosen)
-             for heading, chosen in zip(("Worst", "Best"), extremes(scores))}
+    shots = {
+        heading: "".join(_shot(evaluation, source, i, scores[i]) for i in chosen)
+        for heading, chosen in zip(("Worst", "Best"), extremes(scores))
+    }
     return trouble + "".join(f"<h3>{heading}</h3>{found}" for heading, found in shots.items() if found)
 
 
@@ -56,6 +59,7 @@ def _open(record):
     data = record["config"].get("data") or {}
     builder = datasets.open_prepared(data.get("name"), data.get("data_dir"), data.get("folder"))
     from isnet_jax import input_pipeline  # needs TensorFlow
+
     return input_pipeline.open_split(builder, record["split"])
 
 
@@ -83,13 +87,15 @@ def _shot(evaluation, source, i, score):
             troubles.append(f"The prediction is of {prediction.shape}, the truth of {truth.shape} pixels.")
             prediction = None
     shown = [classes for classes in (truth, prediction) if classes is not None]
-    counts = sum((np.bincount(classes.ravel(), minlength=256)[:len(names)] for classes in shown), np.zeros(len(names)))
+    counts = sum((np.bincount(classes.ravel(), minlength=256)[: len(names)] for classes in shown), np.zeros(len(names)))
     order = [k for k in np.argsort(-counts, kind="stable") if counts[k]]
     legend = "".join(f"<li>{swatch(palette[k])}{escape(names[k])}</li>" for k in order[:LEGEND])
     legend += f"<li>and {len(order) - LEGEND} more</li>" if len(order) > LEGEND else ""
-    return (f'<article class="shot"><h4>{escape(name)} <span>mIoU {percent(score)} %{mistake}</span></h4>'
-            f'{"".join(map(note, troubles))}<div class="panels">{_panels(image, truth, prediction, palette, name)}'
-            f'</div><ul class="legend">{legend}</ul></article>')
+    return (
+        f'<article class="shot"><h4>{escape(name)} <span>mIoU {percent(score)} %{mistake}</span></h4>'
+        f'{"".join(map(note, troubles))}<div class="panels">{_panels(image, truth, prediction, palette, name)}'
+        f'</div><ul class="legend">{legend}</ul></article>'
+    )
 
 
 def _example(source, i, name, num_classes):
@@ -98,8 +104,9 @@ def _example(source, i, name, num_classes):
     there = record["name"].decode()
     if there != name:
         raise ValueError(f"it is another one: its example {i} is {there!r}")
-    image, label = (limits.open_image(io.BytesIO(limits.decodable(record[key])), ("JPEG", "PNG"))
-                    for key in ("image", "label"))
+    image, label = (
+        limits.open_image(io.BytesIO(limits.decodable(record[key])), ("JPEG", "PNG")) for key in ("image", "label")
+    )
     image, label = np.asarray(image.convert("RGB")), np.asarray(label)
     if label.max(where=label != IGNORED, initial=0) >= num_classes:
         raise ValueError("it has other classes")
@@ -120,7 +127,7 @@ def _mistake(truth, prediction, names):
 
 def _panels(image, truth, prediction, palette, name):
     table = np.zeros((256, 3), np.uint8)
-    table[:len(palette)] = palette
+    table[: len(palette)] = palette
 
     def classes(ids):
         picture = Image.fromarray(np.asarray(ids, np.uint8)).convert("L")
@@ -135,8 +142,11 @@ def _panels(image, truth, prediction, palette, name):
     panels += [("prediction", classes(prediction), "classes-of")] if prediction is not None else []
     if len(panels) == 3:
         panels.append(("errors, in red", photo(_errors(image, truth, prediction)), ""))
-    return "".join(f'<figure><img src="{uri}" alt="{escape(title)} of {escape(name)}" class="{kind}">'
-                   f"<figcaption>{escape(title)}</figcaption></figure>" for title, uri, kind in panels)
+    return "".join(
+        f'<figure><img src="{uri}" alt="{escape(title)} of {escape(name)}" class="{kind}">'
+        f"<figcaption>{escape(title)}</figcaption></figure>"
+        for title, uri, kind in panels
+    )
 
 
 def _thumbnail(picture, filter):

@@ -1,4 +1,5 @@
 """Image-level context (ISNet paper, section 3.2): every pixel attends to all pixels and to the image as a whole."""
+
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -9,6 +10,8 @@ from isnet_jax.layers import ConvBNAct, masked_mean
 
 
 class ImageLevelContext(nn.Module):
+    """Every pixel attends to all pixels and to the image as a whole."""
+
     act: Callable
 
     @nn.compact

@@ -4,6 +4,7 @@ The network's score maps (softmax or logits) are mirrored back, resized once to 
 linear, so the maps of one scale are averaged before it. Everything is a pure function of arrays and may be jitted with
 the keyword arguments other than the sizes as constants.
 """
+
 import math
 
 import jax
@@ -38,10 +39,13 @@ def predict_classes(maps, output_shape, output_size=None):
     weights = []
     for scores, size in maps:
         size = jnp.asarray(scores.shape[1:3]) if size is None else size
-        rows, columns = (jnp.broadcast_to(interpolation_matrix(n, scores.shape[1 + axis], output_size[..., axis],
-                                                               size[..., axis], scores.dtype),
-                                          (scores.shape[0], n, scores.shape[1 + axis]))  # (B, H, h), (B, W, w)
-                         for axis, n in enumerate((num_blocks * BLOCK_ROWS, width)))
+        rows, columns = (
+            jnp.broadcast_to(
+                interpolation_matrix(n, scores.shape[1 + axis], output_size[..., axis], size[..., axis], scores.dtype),
+                (scores.shape[0], n, scores.shape[1 + axis]),
+            )  # (B, H, h), (B, W, w)
+            for axis, n in enumerate((num_blocks * BLOCK_ROWS, width))
+        )
         rows = rows.reshape(rows.shape[0], num_blocks, BLOCK_ROWS, -1).swapaxes(0, 1)
         weights.append((rows, columns))
 
@@ -56,8 +60,20 @@ def predict_classes(maps, output_shape, output_size=None):
     return blocks.swapaxes(0, 1).reshape(-1, num_blocks * BLOCK_ROWS, width)[:, :height]
 
 
-def score_maps(model, variables, images, *, valid_size=None, mode="whole", crop_size=None, stride=None, scales=(1.0,),
-               flip=False, flip_pairs=(), average="softmax"):
+def score_maps(
+    model,
+    variables,
+    images,
+    *,
+    valid_size=None,
+    mode="whole",
+    crop_size=None,
+    stride=None,
+    scales=(1.0,),
+    flip=False,
+    flip_pairs=(),
+    average="softmax",
+):
     """For each scale, scores (B, h, w, K) and, with `valid_size`, the valid (h, w) (B, 2) of each, else None.
 
     images (B, H, W, 3), normalised. With `valid_size` (B, 2), each image is the (h, w) at the top left of its canvas:
@@ -85,10 +101,7 @@ def score_maps(model, variables, images, *, valid_size=None, mode="whole", crop_
         if flip:  # the mirrored image goes next to the image, so that a batch sharded over devices stays in place
             x = jnp.stack([x, mirror(x, size)], axis=1).reshape(-1, *x.shape[1:])
             size = None if size is None else size.repeat(2, axis=0)
-        if mode == "whole":
-            maps = network(x, size)
-        else:
-            maps = sliding_window(network, x, crop_size, stride, size)
+        maps = network(x, size) if mode == "whole" else sliding_window(network, x, crop_size, stride, size)
         if flip:
             maps = maps.reshape(-1, 2, *maps.shape[1:])
             mirrored = mirror(maps[:, 1], map_size)[..., swapped_classes(maps.shape[-1], flip_pairs)]
@@ -105,8 +118,10 @@ def rescale(images, scale, valid_size=None):
     """
     if scale == 1:
         return images, valid_size
-    scaled = [np.maximum(np.floor(np.arange(n + 1) * float(scale)), 1).astype(np.int32)  # n -> floor(n s)
-              for n in images.shape[1:3]]
+    scaled = [
+        np.maximum(np.floor(np.arange(n + 1) * float(scale)), 1).astype(np.int32)  # n -> floor(n s)
+        for n in images.shape[1:3]
+    ]
     shape = [int(lengths[-1]) for lengths in scaled]
     if valid_size is None:
         return resize(images, shape, scale=scale), None

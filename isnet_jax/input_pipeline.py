@@ -3,6 +3,7 @@
 Epoch e visits the examples in the permutation drawn from (seed, e); an example's augmentation draws from
 (seed, e, its index). So there is no iterator state to save, and any number of processes sees the same batches.
 """
+
 import atexit
 import functools
 import weakref
@@ -59,15 +60,17 @@ def _close_all():
         batches.close()
 
 
-_open = weakref.WeakSet()
+_open: weakref.WeakSet = weakref.WeakSet()
 atexit.register(_close_all)
 
 
 def open_split(builder, split):
     """The Records of a split, image and label encoded; raises UserError naming the valid splits."""
     if split not in builder.info.splits:
-        raise UserError(f"The data set {builder.name} has no split {split!r}; config.data.train_split and "
-                        f"config.data.eval_split must be among {', '.join(builder.info.splits)}.")
+        raise UserError(
+            f"The data set {builder.name} has no split {split!r}; config.data.train_split and "
+            f"config.data.eval_split must be among {', '.join(builder.info.splits)}."
+        )
     names = [name for name, *_ in builder.info.metadata["examples"][split]]
     return Records(builder.as_data_source(split, decoders=ENCODED), names, f"{builder.data_path} ({split})")
 
@@ -76,15 +79,17 @@ def steps_per_epoch(num_examples, config):
     """Whole batches in an epoch (the last partial one is dropped); raises UserError if there is none."""
     steps = num_examples // config.train.global_batch_size
     if steps == 0:
-        raise UserError(f"The split {config.data.train_split} of {config.data.name} has {num_examples} examples, fewer "
-                        f"than config.train.global_batch_size = {config.train.global_batch_size}; lower it.")
+        raise UserError(
+            f"The split {config.data.train_split} of {config.data.name} has {num_examples} examples, fewer "
+            f"than config.train.global_batch_size = {config.train.global_batch_size}; lower it."
+        )
     return steps
 
 
 def batch_indices(step, num_examples, batch_size, seed):
     """Epoch, and indices (batch_size,) int64 of the examples, of the batch at `step`."""
     epoch, position = divmod(step, num_examples // batch_size)
-    return epoch, epoch_order(num_examples, seed, epoch)[position * batch_size:(position + 1) * batch_size]
+    return epoch, epoch_order(num_examples, seed, epoch)[position * batch_size : (position + 1) * batch_size]
 
 
 @functools.lru_cache(maxsize=2)
@@ -111,8 +116,9 @@ def train_batches(source, config, start, stop, rows=slice(None)):
         records = source.__getitems__(indices.tolist())
         for i, (index, record) in enumerate(zip(indices.tolist(), records)):
             with source.decoding(index):
-                windows[i] = augment.augment(record["image"], record["label"], (config.seed, epoch, index),
-                                             config.augment, images[i], labels[i])
+                windows[i] = augment.augment(
+                    record["image"], record["label"], (config.seed, epoch, index), config.augment, images[i], labels[i]
+                )
         return images, labels, windows, indices
 
     return _parallel(make, range(start, stop), image=tf.uint8, label=tf.uint8, window=tf.int32, index=tf.int64)
@@ -133,14 +139,18 @@ def _parallel(make, numbers, **dtypes):
             raise
 
     dataset = tf.data.Dataset.range(numbers.start, numbers.stop).map(
-        lambda number: dict(zip(dtypes, tf.numpy_function(make_or_tell, [number], list(dtypes.values()),
-                                                          stateful=False))),
-        num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        lambda number: dict(
+            zip(dtypes, tf.numpy_function(make_or_tell, [number], list(dtypes.values()), stateful=False))
+        ),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
     return Batches(dataset.prefetch(2), mistakes)
 
 
 class EvalBatch(NamedTuple):
     """A batch of evaluation, and the canvases it lies on."""
+
     shape: tuple  # (H, W) of the images
     label_shape: tuple  # (Hl, Wl)
     padded: bool  # whether some image of this canvas is smaller than it
@@ -172,17 +182,21 @@ def eval_plan(sizes, batch_size, max_programs, done=()):
         indices = todo[found.which[todo] == i]
         count = -(-len(indices) // batch_size)
         filled = np.full(count * batch_size, -1)
-        filled[:len(indices)] = indices
-        plan += [EvalBatch(tuple(canvas[:2]), tuple(canvas[2:]), padded, batch)
-                 for batch in filled.reshape(count, batch_size)]
+        filled[: len(indices)] = indices
+        plan += [
+            EvalBatch(tuple(canvas[:2]), tuple(canvas[2:]), padded, batch)
+            for batch in filled.reshape(count, batch_size)
+        ]
     return plan, found
 
 
 def padding(plan, sizes):
     """What a plan computes beyond the images themselves, as a share of them: canvases, and batches filled up."""
     held = np.concatenate([entry.indices[entry.indices >= 0] for entry in plan])
-    computed = sum(len(entry.indices) * canvases.cost(np.array([*entry.shape, *entry.label_shape]), LABEL_WEIGHTS)
-                   for entry in plan)
+    computed = sum(
+        len(entry.indices) * canvases.cost(np.array([*entry.shape, *entry.label_shape]), LABEL_WEIGHTS)
+        for entry in plan
+    )
     return computed / canvases.cost(sizes[held], LABEL_WEIGHTS).sum() - 1
 
 
@@ -193,6 +207,7 @@ def eval_batches(source, config, plan, rows=slice(None)):
     label uint8 (b, Hl, Wl) at the top left of their canvas, image_size and label_size int32 (b, 2), index int64 (b,);
     -1 for what fills a batch up, a black pixel without label.
     """
+
     def make(number):
         entry = plan[number]
         indices = entry.indices[rows]
@@ -205,12 +220,14 @@ def eval_batches(source, config, plan, rows=slice(None)):
                 with source.decoding(index):
                     image, label = augment.decode_image(record["image"]), augment.decode_label(record["label"])
                     if config.test.resize:
-                        image = augment.resize(image, augment.target_size(*label.shape, config.test.resize,
-                                                                          config.test.keep_ratio))
+                        image = augment.resize(
+                            image, augment.target_size(*label.shape, config.test.resize, config.test.keep_ratio)
+                        )
                     for array, new, size in (images[i], image, sizes[0]), (labels[i], label, sizes[1]):
                         size[i] = height, width = new.shape[:2]
                         array[:height, :width] = new
         return images, labels, *sizes, indices
 
-    return _parallel(make, range(len(plan)), image=tf.uint8, label=tf.uint8, image_size=tf.int32, label_size=tf.int32,
-                     index=tf.int64)
+    return _parallel(
+        make, range(len(plan)), image=tf.uint8, label=tf.uint8, image_size=tf.int32, label_size=tf.int32, index=tf.int64
+    )

@@ -3,6 +3,7 @@
 KeyboardInterrupt alone does not: libraries that are being imported make other errors of it, and Python prints and drops
 it where it has nobody to hand it to, in callbacks of the garbage collector (JAX has one) or of weak references.
 """
+
 import contextlib
 import os
 import signal

@@ -10,6 +10,7 @@ many pixels each entry stands for, which is its weight in batch norm.
 
 `train` is false, or in how many parts a layer goes over the batch to save memory: True means one (microbatches.py).
 """
+
 from collections.abc import Callable
 from functools import partial
 
@@ -35,6 +36,7 @@ def halve(size):
 
 
 def apply_mask(x, mask):
+    """x with zeros outside the mask."""
     return x if mask is None else jnp.where(mask != 0, x, jnp.zeros((), x.dtype))
 
 
@@ -66,6 +68,7 @@ def uniform_fan_in(fan_in):
 
 class Conv(nn.Module):
     """Convolution with symmetric padding; kernels are (kh, kw, I / groups, O)."""
+
     features: int
     kernel_size: int = 1
     stride: int = 1
@@ -103,8 +106,15 @@ def convolve(weights, inputs, stride, dilation, groups):
         return y if image_vector is None else y + matmul(image_vector, kernel[0, 0, :rows])
     pad = dilation * (kernel.shape[0] // 2)
     y = lax.conv_general_dilated(
-        x, kernel.astype(x.dtype), (stride,) * 2, ((pad, pad),) * 2, rhs_dilation=(dilation,) * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups, precision=precision(x.dtype))
+        x,
+        kernel.astype(x.dtype),
+        (stride,) * 2,
+        ((pad, pad),) * 2,
+        rhs_dilation=(dilation,) * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+        precision=precision(x.dtype),
+    )
     return y if bias is None else y + bias.astype(x.dtype)
 
 
@@ -169,6 +179,7 @@ def batch_statistics(x, weight, shift):
 
 class ConvBNAct(nn.Module):
     """Convolution, batch norm, activation (None: linear), and zeros outside the mask."""
+
     features: int
     kernel_size: int = 1
     stride: int = 1
@@ -180,8 +191,9 @@ class ConvBNAct(nn.Module):
     @nn.compact
     def __call__(self, x, train, mask=None, image_vector=None):
         """x (B, H, W, I), mask at the output's resolution -> (B, H', W', features); `image_vector` as in Conv."""
-        conv = Conv(self.features, self.kernel_size, self.stride, self.dilation, self.groups, self.use_bias,
-                    name="conv")
+        conv = Conv(
+            self.features, self.kernel_size, self.stride, self.dilation, self.groups, self.use_bias, name="conv"
+        )
         bn = BatchNorm(name="bn")
 
         def activate(y, mask):
@@ -193,9 +205,14 @@ class ConvBNAct(nn.Module):
             def finish(*args):
                 return activate(normalize(*args[:-1]), args[-1])
 
-            return bn.around(lambda scale, bias, mean, _: microbatches.conv_bn_act(
-                train, conv.function(), finish, weights, scale, bias, mean, (x, image_vector), mask),
-                self.features, dtype, train)
+            return bn.around(
+                lambda scale, bias, mean, _: microbatches.conv_bn_act(
+                    train, conv.function(), finish, weights, scale, bias, mean, (x, image_vector), mask
+                ),
+                self.features,
+                dtype,
+                train,
+            )
         return activate(bn(conv(x, image_vector), train, mask), mask)
 
 
@@ -205,8 +222,9 @@ def max_pool(x):
 
 
 def _window_sum(x, window, padding):
-    return lax.reduce_window(x, np.zeros((), x.dtype), lax.add, (1, window, window, 1), (1, 2, 2, 1),
-                             ((0, 0), *padding, (0, 0)))
+    return lax.reduce_window(
+        x, np.zeros((), x.dtype), lax.add, (1, window, window, 1), (1, 2, 2, 1), ((0, 0), *padding, (0, 0))
+    )
 
 
 def avg_pool_3x3(x):
@@ -223,6 +241,7 @@ def avg_pool_2x2(x, mask):
 
 class ChannelDropout(nn.Module):
     """Dropout of whole channels per image (PyTorch's Dropout2d)."""
+
     rate: float
 
     @nn.compact
@@ -256,7 +275,8 @@ def resize(x, shape, in_size=None, out_size=None, scale=None):
     in_size = jnp.asarray(x.shape[1:3]) if in_size is None else in_size
     out_size = jnp.asarray(shape) if out_size is None else out_size
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    rows, columns = (interpolation_matrix(shape[i], x.shape[1 + i], out_size[..., i], in_size[..., i], dtype, scale)
-                     for i in (0, 1))
+    rows, columns = (
+        interpolation_matrix(shape[i], x.shape[1 + i], out_size[..., i], in_size[..., i], dtype, scale) for i in (0, 1)
+    )
     y = jnp.einsum("...oh,...hwc->...owc", rows.astype(x.dtype), x, precision=precision(x.dtype))
     return jnp.einsum("...ow,...hwc->...hoc", columns.astype(x.dtype), y, precision=precision(x.dtype))

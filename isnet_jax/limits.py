@@ -2,6 +2,7 @@
 
 A few bytes can declare gigapixels, ask for a thousand passes over them, or hold texts that inflate without end.
 """
+
 import errno
 import os
 import stat
@@ -16,8 +17,7 @@ MAX_SCANS = 100  # of a JPEG, each a pass over all pixels; encoders make about t
 MAX_RUN_LENGTH_PIXELS = 10_000_000  # of a BMP in run lengths, which Pillow decodes in Python
 PIXEL_CHUNKS = b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"  # what the pixels of a PNG depend on
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
-TOO_LARGE = (f"has more than {MAX_PIXELS // 10**6} megapixels, or than {MAX_SIDE} in a row or column, the most "
-             "accepted")
+TOO_LARGE = f"has more than {MAX_PIXELS // 10**6} megapixels, or than {MAX_SIDE} in a row or column, the most accepted"
 
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS takes its place
 
@@ -59,8 +59,9 @@ def open_image(file, formats):
     image = Image.open(file, formats=formats)
     check_size(*image.size)
     if image.tile and image.tile[0][0] == "bmp_rle" and image.width * image.height > MAX_RUN_LENGTH_PIXELS:
-        raise TooLarge(f"is a compressed BMP of more than {MAX_RUN_LENGTH_PIXELS // 10**6} megapixels, the most "
-                       "accepted")
+        raise TooLarge(
+            f"is a compressed BMP of more than {MAX_RUN_LENGTH_PIXELS // 10**6} megapixels, the most accepted"
+        )
     return image
 
 
@@ -117,6 +118,6 @@ def _pixel_chunks(data):
         if kind == b"IHDR" and at > 8:
             raise ValueError("it is a PNG image with two headers")
         if kind in PIXEL_CHUNKS:
-            parts.append(data[at:at + 12 + length])
+            parts.append(data[at : at + 12 + length])
         at += 12 + length
     return b"".join(parts) if sum(map(len, parts)) < len(data) else data

@@ -1,4 +1,5 @@
 """What a run tells while it trains: console lines, a progress bar, metrics.jsonl and TensorBoard events."""
+
 import contextlib
 import json
 import time
@@ -28,11 +29,18 @@ class Log:
                 rows = [row for row in read_metrics(path) if row["step"] <= first]
                 write_whole(path, "".join(f"{json.dumps(row)}\n" for row in rows))
                 self.evaluated = any(row["step"] == first and "weights/miou" in row for row in rows)
-            self.file = open(path, "a")
-            self.writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=first + 1,
-                                        max_queue=0)  # or, where its thread has met a full disk, it waits for ever
-        self.bar = tqdm.tqdm(total=total_steps, initial=first, unit="step", disable=None if self.active else True,
-                             leave=False, dynamic_ncols=True)
+            self.file = open(path, "a")  # noqa: SIM115  closed on exit
+            self.writer = SummaryWriter(
+                str(workdir / "tensorboard"), purge_step=first + 1, max_queue=0
+            )  # or, where its thread has met a full disk, it waits for ever
+        self.bar = tqdm.tqdm(
+            total=total_steps,
+            initial=first,
+            unit="step",
+            disable=None if self.active else True,
+            leave=False,
+            dynamic_ncols=True,
+        )
         self.seconds = self.waited = self.steps = 0
         self.warm = False
 
@@ -73,9 +81,11 @@ class Log:
             values |= {"images_per_second": images, "data_wait_share": share}
             left = (self.total_steps - step) * self.seconds / self.steps
             rate = f"  {images:.1f} img/s  data wait {100 * share:.0f} %  ETA {duration(left)}"
-        say(f"step {step:>{len(str(self.total_steps))}}/{self.total_steps}  loss {losses['total']:.4f} "
+        say(
+            f"step {step:>{len(str(self.total_steps))}}/{self.total_steps}  loss {losses['total']:.4f} "
             f"(auxiliary {losses['auxiliary']:.3f}, stage 1 {losses['stage1']:.3f}, stage 2 {losses['stage2']:.3f})  "
-            f"lr {values['lr']:.2e}{rate}")
+            f"lr {values['lr']:.2e}{rate}"
+        )
         self.write(step, values)
 
     def write(self, step, values):

@@ -3,6 +3,7 @@
 Bilinear resizing and cross entropy go together, a block of output rows at a time; the backward pass forms each
 block again. Memory grows with one block, not with H x W x K.
 """
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -51,8 +52,7 @@ def isnet_losses(outputs, labels):
     outputs: the mapping ISNet returns with train=True; labels (B, H, W), 255 ignored. Returns {"auxiliary",
     "stage1", "stage2", "total"}, scalars; 0 where every pixel is ignored.
     """
-    logits = {"auxiliary": outputs["auxiliary_logits"], "stage1": outputs["stage1_logits"],
-              "stage2": outputs["logits"]}
+    logits = {"auxiliary": outputs["auxiliary_logits"], "stage1": outputs["stage1_logits"], "stage2": outputs["logits"]}
     losses = {}
     for name, weight in WEIGHTS.items():
         total, count = resized_cross_entropy(logits[name], labels)

@@ -12,6 +12,7 @@ flags where process 0 listens, how many there are, and which it is.
 
 Exit code 75: stopped by SIGTERM after a checkpoint, or because another process died; the same command goes on.
 """
+
 import sys
 
 from absl import flags
@@ -21,12 +22,14 @@ from isnet_jax import command
 
 def _define_flags():
     from isnet_jax import distributed  # with JAX
+
     flags.DEFINE_string("workdir", None, "checkpoints, logs and results")
     distributed.define_flags()
 
 
 def _main(config, values):
     from isnet_jax import distributed, job  # after the command line is known to be right: it takes seconds
+
     with distributed.joined(values, "from the last checkpoint"):
         job.run(config, values.workdir or f"runs/{command.config_name(sys.argv)}")
 

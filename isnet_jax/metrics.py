@@ -1,4 +1,5 @@
 """Confusion matrix on the device, scores from it on the host."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +30,7 @@ def confusion_matrices(predictions, labels, num_classes):
 
 def pixel_counts(classes, num_classes):
     """(B, K) int32: how many pixels of classes (B, H, W) are of each; others, such as 255, count nowhere."""
+
     def count(row_classes):  # (B, W), one-hot vectors of a row at a time
         return jax.nn.one_hot(row_classes, num_classes, dtype=jnp.int32).sum(1, dtype=jnp.int32)
 
@@ -70,9 +72,15 @@ def scores(confusion, absent=np.nan, predicted_only=0.0):
     per_class = np.select([truth > 0, predicted > 0], [iou(counts), predicted_only], absent)
     accuracy = np.where(truth > 0, _ratio(hits, truth), absent)
     weighted = np.where(truth > 0, per_class * truth, 0).sum()
-    return {"miou": float(mean(per_class)), "pixel_accuracy": float(_ratio(hits.sum(), truth.sum())),
-            "mean_accuracy": float(mean(accuracy)), "frequency_weighted_iou": float(_ratio(weighted, truth.sum())),
-            "iou": per_class, "accuracy": accuracy, "share": truth / max(truth.sum(), 1)}
+    return {
+        "miou": float(mean(per_class)),
+        "pixel_accuracy": float(_ratio(hits.sum(), truth.sum())),
+        "mean_accuracy": float(mean(accuracy)),
+        "frequency_weighted_iou": float(_ratio(weighted, truth.sum())),
+        "iou": per_class,
+        "accuracy": accuracy,
+        "share": truth / max(truth.sum(), 1),
+    }
 
 
 def commonest_class_scores(confusion):
@@ -90,13 +98,18 @@ def _ratio(a, b):
 
 def format_table(result, names):
     """Aligned text table of `scores` per class, in percent; `-` where a class does not occur."""
+
     def percent(x):
         return f"{100 * x:8.2f}" if np.isfinite(x) else f"{'-':>8}"
 
     width = max(map(len, (*names, "mean")))
     lines = [f"{'class':<{width}} {'IoU %':>8} {'acc %':>8} {'share %':>8}"]
-    lines += [f"{name:<{width}} {percent(result['iou'][i])} {percent(result['accuracy'][i])} "
-              f"{percent(result['share'][i])}" for i, name in enumerate(names)]
-    lines += [f"{'mean':<{width}} {percent(result['miou'])} {percent(result['mean_accuracy'])}",
-              f"pixel accuracy {100 * result['pixel_accuracy']:.2f} %"]
+    lines += [
+        f"{name:<{width}} {percent(result['iou'][i])} {percent(result['accuracy'][i])} {percent(result['share'][i])}"
+        for i, name in enumerate(names)
+    ]
+    lines += [
+        f"{'mean':<{width}} {percent(result['miou'])} {percent(result['mean_accuracy'])}",
+        f"pixel accuracy {100 * result['pixel_accuracy']:.2f} %",
+    ]
     return "\n".join(lines)

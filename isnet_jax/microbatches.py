@@ -5,6 +5,7 @@ layer can, in two passes: one for the statistics, and one that applies them; bac
 batch in the gradient of batch norm, and one for the gradients. Between layers the whole batch exists; inside, the
 convolution of one part at a time, which is formed again in each pass.
 """
+
 import functools
 
 import jax
@@ -23,8 +24,11 @@ def _part(tree, count, i):
 
 def _with_part(tree, count, i, parts):
     """The tree with part i replaced, written in place."""
-    return jax.tree.map(lambda x, part: jax.lax.dynamic_update_index_in_dim(
-        _view(x, count), part, i, axis=1).reshape(x.shape), tree, parts)
+    return jax.tree.map(
+        lambda x, part: jax.lax.dynamic_update_index_in_dim(_view(x, count), part, i, axis=1).reshape(x.shape),
+        tree,
+        parts,
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -33,8 +37,8 @@ def conv_bn_act(count, conv, finish, weights, scale, bias, shift, inputs, mask):
 
     conv(weights, inputs) -> (b, H, W, C) of a part; inputs: a tree of arrays (B, ...); scale, bias, shift (C,) float32
     or wider, the last any number near the mean; mask (B, H, W, 1), bool or how many pixels each entry stands
-    for, or None. `finish` normalises, activates and masks. Returns (B, H, W, C), and the mean (C,), variance (C,) and count of the
-    batch, through which no gradient flows.
+    for, or None. `finish` normalises, activates and masks. Returns (B, H, W, C), and the mean (C,), variance (C,) and
+    count of the batch, through which no gradient flows.
     """
     return _forward(count, conv, finish, weights, scale, bias, shift, inputs, mask)[0]
 

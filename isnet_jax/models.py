@@ -1,4 +1,5 @@
 """ISNet (Jin et al., ICCV 2021): backbone, two context modules, two-stage classification."""
+
 from functools import partial
 
 import flax.linen as nn
@@ -28,6 +29,7 @@ DTYPES = ("float32", "bfloat16", "float64")
 
 class ISNet(nn.Module):
     """The whole network; fields as in `config.model`."""
+
     backbone: str
     num_classes: int
     activation: str = "relu"  # of the head; the backbone keeps ReLU
@@ -78,7 +80,8 @@ class ISNet(nn.Module):
         x = layer(ConvBNAct)(512, act=act, name="stage1_head")(feats, train, mask)
         outputs = {"stage1_logits": classifier(x, "stage1_classifier")}
         x = layer(SemanticLevelContext, 4)(act, name="semantic_level_context")(
-            feats, outputs["stage1_logits"], image_context, train, mask)
+            feats, outputs["stage1_logits"], image_context, train, mask
+        )
         if self.shortcut:
             detail = ConvBNAct(48, use_bias=True, act=act, name="shortcut")(stage1, train, masks[4])
             x = apply_mask(resize(x, detail.shape[1:3], sizes[8], sizes[4]), masks[4])
@@ -108,14 +111,17 @@ def create_model(config):
         if field in fields and fields[field] not in valid:
             raise UserError(f"config.model.{field} is {fields[field]!r:.200}; choose one of {', '.join(valid)}.")
     if fields.get("dtype") == "float64" and not jax.config.jax_enable_x64:
-        raise UserError("config.model.dtype is float64, which JAX only computes with JAX_ENABLE_X64=1 in the "
-                        "environment.")
+        raise UserError(
+            "config.model.dtype is float64, which JAX only computes with JAX_ENABLE_X64=1 in the environment."
+        )
     for field in ("backbone", "num_classes"):
         if field not in fields:
             raise UserError(f"config.model.{field} is missing; set it in the config file.")
     if not 1 <= fields["num_classes"] <= 255:
-        raise UserError(f"config.model.num_classes is {fields['num_classes']}; it must be from 1 to 255, since "
-                        "255 marks ignored pixels.")
+        raise UserError(
+            f"config.model.num_classes is {fields['num_classes']}; it must be from 1 to 255, since "
+            "255 marks ignored pixels."
+        )
     if not 0 <= fields.get("dropout", 0.1) < 1:
         raise UserError(f"config.model.dropout is {fields['dropout']}; it must be at least 0 and below 1.")
     return ISNet(**fields)

@@ -1,4 +1,5 @@
 """An HTML page that is one file and asks for nothing outside it: shell, style, small elements."""
+
 import base64
 import html
 import io
@@ -153,13 +154,17 @@ def document(title, header, sections, footer):
     sections: list of (id, heading, body); `title` is plain text, all else is HTML.
     """
     links = "".join(f'<li><a href="#{name}">{escape(heading)}</a></li>' for name, heading, _ in sections)
-    body = "".join(f'<section id="{name}" aria-labelledby="{name}-h"><h2 id="{name}-h">{escape(heading)}</h2>'
-                   f"{content}</section>\n" for name, heading, content in sections)
-    page = ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-            f'<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><div class="sheet"><header>{header}'
-            f'<nav aria-label="Contents"><ul>{links}</ul></nav></header>\n<main>\n{body}</main>\n'
-            f"<footer>{footer}</footer></div></body></html>\n")
+    body = "".join(
+        f'<section id="{name}" aria-labelledby="{name}-h"><h2 id="{name}-h">{escape(heading)}</h2>{content}</section>\n'
+        for name, heading, content in sections
+    )
+    page = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+        f'<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><div class="sheet"><header>{header}'
+        f'<nav aria-label="Contents"><ul>{links}</ul></nav></header>\n<main>\n{body}</main>\n'
+        f"<footer>{footer}</footer></div></body></html>\n"
+    )
     return page.encode("ascii", "xmlcharrefreplace").decode()
 
 
@@ -170,8 +175,11 @@ def table(heads, rows, caption="", kind=""):
     for first, *rest in rows:
         cells = "".join(f"<td{_kind(name)}>{cell}</td>" for cell, (_, name) in zip(rest, heads[1:]))
         lines.append(f'<tr><th scope="row"{_kind(heads[0][1])}>{first}</th>{cells}</tr>')
-    return (f"<table{_kind(kind)}>" + (f"<caption>{caption}</caption>" if caption else "")
-            + f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>")
+    return (
+        f"<table{_kind(kind)}>"
+        + (f"<caption>{caption}</caption>" if caption else "")
+        + f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    )
 
 
 def _kind(name):
@@ -180,11 +188,15 @@ def _kind(name):
 
 def facts(pairs):
     """A list of (term, value), plain text."""
-    return '<dl class="facts">' + "".join(f"<div><dt>{escape(term)}</dt><dd>{escape(value)}</dd></div>"
-                                          for term, value in pairs) + "</dl>"
+    return (
+        '<dl class="facts">'
+        + "".join(f"<div><dt>{escape(term)}</dt><dd>{escape(value)}</dd></div>" for term, value in pairs)
+        + "</dl>"
+    )
 
 
 def note(text):
+    """A paragraph that stands out."""
     return f'<p class="note">{escape(text)}</p>'
 
 
@@ -194,6 +206,7 @@ def color(rgb):
 
 
 def swatch(rgb):
+    """A small square of that colour."""
     return f'<span class="swatch" style="--c:{color(rgb)}"></span>'
 
 

@@ -2,6 +2,7 @@
 
 uint8 pixels cross the bus; here each operation rounds as its uint8 definition in OpenCV does, held in float32.
 """
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,12 +33,14 @@ def distort(key, images):
 def draw_distortion(key, count):
     """The draws of `distort` for `count` images: arguments of `apply_distortion`."""
     coins, brightness, contrast, saturation, hue = jax.random.split(key, 5)
-    return {"chosen": jax.random.bernoulli(coins, 0.5, (4, count)),
-            "contrast_early": jax.random.bernoulli(jax.random.fold_in(coins, 1), 0.5, (count,)),
-            "brightness": jax.random.uniform(brightness, (count,), minval=-32, maxval=32),
-            "contrast": jax.random.uniform(contrast, (count,), minval=0.5, maxval=1.5),
-            "saturation": jax.random.uniform(saturation, (count,), minval=0.5, maxval=1.5),
-            "hue": jax.random.randint(hue, (count,), -18, 18)}
+    return {
+        "chosen": jax.random.bernoulli(coins, 0.5, (4, count)),
+        "contrast_early": jax.random.bernoulli(jax.random.fold_in(coins, 1), 0.5, (count,)),
+        "brightness": jax.random.uniform(brightness, (count,), minval=-32, maxval=32),
+        "contrast": jax.random.uniform(contrast, (count,), minval=0.5, maxval=1.5),
+        "saturation": jax.random.uniform(saturation, (count,), minval=0.5, maxval=1.5),
+        "hue": jax.random.randint(hue, (count,), -18, 18),
+    }
 
 
 def apply_distortion(images, chosen, contrast_early, brightness, contrast, saturation, hue):
@@ -84,7 +87,13 @@ def hsv_to_rgb(h, s, v):
     index = jnp.floor(sextant)
     fraction = sextant - index
     low, falling, rising = v * (1 - s), v * (1 - s * fraction), v * (1 - s + s * fraction)
-    orders = ((v, rising, low), (falling, v, low), (low, v, rising), (low, falling, v), (rising, low, v),
-              (v, low, falling))
+    orders = (
+        (v, rising, low),
+        (falling, v, low),
+        (low, v, rising),
+        (low, falling, v),
+        (rising, low, v),
+        (v, low, falling),
+    )
     channels = [jnp.select([index == i for i in range(6)], [order[c] for order in orders]) for c in range(3)]
     return jnp.floor(jnp.stack(channels, axis=-1) * 255)

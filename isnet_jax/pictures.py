@@ -1,4 +1,5 @@
 """Pictures a person can judge: image, truth and prediction side by side."""
+
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -11,7 +12,7 @@ MARGIN, HEADER = 6, 18
 def colorize(classes, palette):
     """classes (H, W), integers -> RGB uint8 (H, W, 3); values without a colour (255, ignored) are black."""
     table = np.zeros((256, 3), np.uint8)
-    table[:len(palette)] = palette
+    table[: len(palette)] = palette
     return table[classes]
 
 
@@ -21,8 +22,11 @@ def comparison(rows, palette, names, titles=("image", "truth", "prediction")):
     width = max(image.shape[1] for image, _, _ in rows)
     per_line = max(1, (3 * (width + MARGIN)) // 150)
     lines = -(-len(names) // per_line)
-    sheet = Image.new("RGB", (3 * (width + MARGIN) + MARGIN,
-                              HEADER + len(rows) * (height + MARGIN) + lines * HEADER + MARGIN), "white")
+    sheet = Image.new(
+        "RGB",
+        (3 * (width + MARGIN) + MARGIN, HEADER + len(rows) * (height + MARGIN) + lines * HEADER + MARGIN),
+        "white",
+    )
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
         draw.text((MARGIN + column * (width + MARGIN), 3), title, fill="black")

@@ -14,6 +14,7 @@ Images are JPEG, PNG, WebP or BMP files of any size and colour mode. One that it
 upright, as viewers show it, and its prediction has the upright size. A file that cannot be read is skipped with its
 reason; the exit code is then 1.
 """
+
 import collections
 import concurrent.futures
 import functools
@@ -53,6 +54,7 @@ AHEAD_PIXELS = 2**28  # of images decoded ahead, which a decoder may take 16 byt
 
 class Task(NamedTuple):
     """An image file, its name in the output (a relative Path without suffix), and what its header says."""
+
     path: Path
     name: Path
     header: decoding.Header
@@ -66,12 +68,16 @@ def load(checkpoint, config=None, ema=False):
     """
     path = Path(checkpoint)
     if not path.exists():
-        raise UserError(f"--checkpoint={checkpoint} does not exist; give the directory of a run or of "
-                        "isnet_jax.convert, or an official .pth file.")
+        raise UserError(
+            f"--checkpoint={checkpoint} does not exist; give the directory of a run or of "
+            "isnet_jax.convert, or an official .pth file."
+        )
     if config is None:
         if not path.is_dir():
-            raise UserError(f"--checkpoint={checkpoint} is a file, which does not say how the network is built and "
-                            "tested: add --config=FILE[:BACKBONE], as in --config=configs/ade20k.py:resnet101.")
+            raise UserError(
+                f"--checkpoint={checkpoint} is a file, which does not say how the network is built and "
+                "tested: add --config=FILE[:BACKBONE], as in --config=configs/ade20k.py:resnet101."
+            )
         config = recorded_config(path)
     model = create_model(config.model)
     return config, model, convert.load_network(path, model, ema)
@@ -79,6 +85,7 @@ def load(checkpoint, config=None, ema=False):
 
 def recorded_config(directory):
     """The config of a run or converted checkpoint, with defaults for fields that are younger; raises UserError."""
+
     def frozen(value):  # JSON has no tuples
         if isinstance(value, dict):
             return {name: frozen(x) for name, x in value.items()}
@@ -91,8 +98,10 @@ def recorded_config(directory):
             config.update(frozen(record))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{directory}/{checkpoints.CONFIG_FILE} does not hold a config of isnet_jax ({reason}); give "
-                        "the config as --config=FILE.") from None
+        raise UserError(
+            f"{directory}/{checkpoints.CONFIG_FILE} does not hold a config of isnet_jax ({reason}); give "
+            "the config as --config=FILE."
+        ) from None
     configs.check(config)
     return config
 
@@ -119,6 +128,7 @@ def find_images(words):
     Of a folder all images below count, by their suffix, but for hidden ones. Raises UserError for what does not exist,
     for a folder without images, and where two images would have one name.
     """
+
     def stop(error):
         raise UserError(f"The folder {error.filename} cannot be read ({error.strerror}).")
 
@@ -126,8 +136,12 @@ def find_images(words):
     for word in words:
         path = Path(word)
         if path.is_dir():
-            files = sorted(Path(folder) / name for folder, _, names in os.walk(path, onerror=stop) for name in names
-                           if name.lower().endswith(decoding.SUFFIXES))
+            files = sorted(
+                Path(folder) / name
+                for folder, _, names in os.walk(path, onerror=stop)
+                for name in names
+                if name.lower().endswith(decoding.SUFFIXES)
+            )
             named = [(file.relative_to(path), file) for file in files]
             named = [(name, file) for name, file in named if not any(part.startswith(".") for part in name.parts)]
             if not named:
@@ -139,8 +153,10 @@ def find_images(words):
         for name, file in named:
             name = name.with_suffix("")
             if name in found:
-                raise UserError(f"{found[name]} and {file} would both be written to {name}.png: rename one, or predict "
-                                "them into different --output directories.")
+                raise UserError(
+                    f"{found[name]} and {file} would both be written to {name}.png: rename one, or predict "
+                    "them into different --output directories."
+                )
             found[name] = file
     return found
 
@@ -156,12 +172,16 @@ def check_output(output, images, words):
     for name in images:
         for target in targets(root, name):
             if target in inputs:
-                raise UserError(f"--output={output} is such that {inputs[target]}, an image to predict, would be "
-                                "overwritten; choose another directory.")
+                raise UserError(
+                    f"--output={output} is such that {inputs[target]}, an image to predict, would be "
+                    "overwritten; choose another directory."
+                )
     for parent in {name.parent for name in images}:
         if not (root / parent).resolve().is_relative_to(root):
-            raise UserError(f"{Path(output) / parent} leads out of --output={output} by a symbolic link: remove the "
-                            "link, or choose another directory.")
+            raise UserError(
+                f"{Path(output) / parent} leads out of --output={output} by a symbolic link: remove the "
+                "link, or choose another directory."
+            )
 
 
 def targets(root, name):
@@ -182,8 +202,9 @@ class Predictor:
         self.variables = jax.device_put(variables, sharding.replicated(self.mesh))
 
         def step(variables, batch, output_shape):
-            maps = inference.score_maps(model, variables, normalize(batch["image"]), valid_size=batch["image_size"],
-                                        **settings)
+            maps = inference.score_maps(
+                model, variables, normalize(batch["image"]), valid_size=batch["image_size"], **settings
+            )
             return inference.predict_classes(maps, output_shape, batch["output_size"])
 
         self._step = jax.jit(step, static_argnums=2, out_shardings=sharding.split_batch(self.mesh))
@@ -201,7 +222,7 @@ class Predictor:
 
     def _unpack(self, rows, predictions):
         for (task, image), prediction in zip(rows, np.asarray(predictions)):
-            yield task, image, prediction[:image.shape[0], :image.shape[1]]
+            yield task, image, prediction[: image.shape[0], : image.shape[1]]
 
     def _size(self, task):
         """Of the network's input."""
@@ -225,15 +246,21 @@ class Predictor:
         ahead = in_order(read, order, lambda index: np.prod(tasks[index].header.size), AHEAD_PIXELS)
         for canvas, group in itertools.groupby(ahead, lambda row: chosen.which[row[0]]):
             height, width, *shape = chosen.sizes[canvas].tolist()
-            count = min(self.test.batch_size, np.count_nonzero(chosen.which == canvas),
-                        max(BATCH_PIXELS // (shape[0] * shape[1]), 1))
+            count = min(
+                self.test.batch_size,
+                np.count_nonzero(chosen.which == canvas),
+                max(BATCH_PIXELS // (shape[0] * shape[1]), 1),
+            )
             count = -(-count // self.mesh.size) * self.mesh.size
             rows = (row[1:] for row in group if row[1])
             while part := list(itertools.islice(rows, count)):
-                batch = {"image": np.zeros((count, height, width, 3), np.uint8),
-                         "image_size": np.ones((count, 2), np.int32), "output_size": np.ones((count, 2), np.int32)}
+                batch = {
+                    "image": np.zeros((count, height, width, 3), np.uint8),
+                    "image_size": np.ones((count, 2), np.int32),
+                    "output_size": np.ones((count, 2), np.int32),
+                }
                 for i, (_, image, resized) in enumerate(part):
-                    batch["image"][i, :resized.shape[0], :resized.shape[1]] = resized
+                    batch["image"][i, : resized.shape[0], : resized.shape[1]] = resized
                     batch["image_size"][i], batch["output_size"][i] = resized.shape[:2], image.shape[:2]
                 yield [(task, image) for task, image, _ in part], batch, tuple(shape)
 
@@ -285,24 +312,31 @@ def _main(config, values, *words):
     config, model, variables = load(values.checkpoint, config, values.ema)
     file_values = FORMATS.get(values.format)
     if file_values and len(file_values) != config.model.num_classes:
-        raise UserError(f"--format={values.format} is for networks of {len(file_values)} classes; this one has "
-                        f"{config.model.num_classes}.")
+        raise UserError(
+            f"--format={values.format} is for networks of {len(file_values)} classes; this one has "
+            f"{config.model.num_classes}."
+        )
     predictor = Predictor(config, model, variables, configs.inference_settings(config, values.tta))
     names, palette = classes(config)
-    say(f"{config.model.backbone} ISNet, {config.model.num_classes} classes, {predictor.mesh.size} "
+    say(
+        f"{config.model.backbone} ISNet, {config.model.num_classes} classes, {predictor.mesh.size} "
         f"{predictor.mesh.devices.flat[0].device_kind} device{'s' if predictor.mesh.size > 1 else ''}, "
-        f"{len(images)} image{'s' if len(images) > 1 else ''}")
+        f"{len(images)} image{'s' if len(images) > 1 else ''}"
+    )
     try:
         failures, pixels = _predict(predictor, images, Path(values.output), palette, file_values)
     except OSError as error:
-        raise UserError(f"--output={values.output} cannot be written ({error}); make room, or choose another "
-                        "directory.") from None
+        raise UserError(
+            f"--output={values.output} cannot be written ({error}); make room, or choose another directory."
+        ) from None
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise UserError("The device has too little memory for these images: add --config=FILE with a smaller "
-                        "--config.test.batch_size, or with --config.test.resize=(LONG,SHORT) "
-                        f"({str(error).splitlines()[0][:200]}).") from None
+        raise UserError(
+            "The device has too little memory for these images: add --config=FILE with a smaller "
+            "--config.test.batch_size, or with --config.test.resize=(LONG,SHORT) "
+            f"({str(error).splitlines()[0][:200]})."
+        ) from None
     done = len(images) - failures
     if done:
         common = pixels.argsort()[::-1][:5]
@@ -310,8 +344,10 @@ def _main(config, values, *words):
         say("commonest: " + ", ".join(f"{names[i]} {shares[i]:.1f} %" for i in common if pixels[i]))
         say(f"{done} image{'s' if done > 1 else ''} predicted: {values.output}")
     if failures:
-        raise UserError(f"{failures} of {len(images)} images could not be predicted, for the reasons above. Mend those "
-                        f"files or leave them out; {done or 'no'} predictions are in {values.output}.")
+        raise UserError(
+            f"{failures} of {len(images)} images could not be predicted, for the reasons above. Mend those "
+            f"files or leave them out; {done or 'no'} predictions are in {values.output}."
+        )
 
 
 def _predict(predictor, images, root, palette, file_values):
@@ -329,12 +365,19 @@ def _predict(predictor, images, root, palette, file_values):
             return fail(error)
 
     root.mkdir(parents=True, exist_ok=True)  # if it cannot be, that shows before any work
-    tasks = [task for task in tqdm.tqdm(in_order(task, images.items()), "reading headers", len(images), leave=False,
-                                        unit=" images", disable=None) if task]
+    tasks = [
+        task
+        for task in tqdm.tqdm(
+            in_order(task, images.items()), "reading headers", len(images), leave=False, unit=" images", disable=None
+        )
+        if task
+    ]
     write = functools.partial(_write, root, palette=palette, values=file_values)
     workers = min(16, os.cpu_count())
-    with (concurrent.futures.ThreadPoolExecutor(workers) as pool,
-          tqdm.tqdm(total=len(tasks), desc="predicting", unit=" images", disable=None) as bar):
+    with (
+        concurrent.futures.ThreadPoolExecutor(workers) as pool,
+        tqdm.tqdm(total=len(tasks), desc="predicting", unit=" images", disable=None) as bar,
+    ):
         for result in predictor(tasks, fail) if tasks else ():
             writing.append(pool.submit(write, *result))
             while len(writing) > 2 * workers or writing and writing[0].done():
@@ -348,5 +391,7 @@ def _predict(predictor, images, root, palette, file_values):
 
 if __name__ == "__main__":
     from isnet_jax import command
-    command.run(_main, __doc__, _define_flags, needs_config=False, goes_on="from the first image",
-                most_words=sys.maxsize)
+
+    command.run(
+        _main, __doc__, _define_flags, needs_config=False, goes_on="from the first image", most_words=sys.maxsize
+    )

@@ -12,6 +12,7 @@ usage: python -m isnet_jax.prepare --dataset=NAME [--source=DIR] [--data_dir=DIR
 
 Every problem is told, a line each, before anything is prepared. A preparation that was stopped goes on where it was.
 """
+
 import re
 import shlex
 import sys
@@ -47,8 +48,10 @@ def _main(config, values):
     else:
         name, source, data_dir, folder = values.dataset, values.source, values.data_dir, None
         if name == "folder":
-            raise UserError("What is in your own folder is told by a config: give --config=FILE, as in "
-                            "configs/own_folder.py, instead of --dataset=folder.")
+            raise UserError(
+                "What is in your own folder is told by a config: give --config=FILE, as in "
+                "configs/own_folder.py, instead of --dataset=folder."
+            )
     if values.check:
         survey = datasets.check(name, source, folder)
         say(survey.tables())

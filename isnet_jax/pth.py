@@ -4,6 +4,7 @@ A checkpoint is a pickle of names and numbers that points at raw storages, packe
 and later) or one after another (the legacy format). A pickle is a program, so the file is never handed to
 `pickle`: its opcodes drive a small stack machine that knows the few a checkpoint needs, and refuses the rest.
 """
+
 import math
 import pickletools
 import re
@@ -25,8 +26,10 @@ _COPIES = 4  # all tensors together, in file sizes: shared storages repeat a lit
 _MAGIC, _VERSION = b"l\xfc\x9cF\xf9 j\xa8P\x19", 1001  # how a legacy file starts
 
 _AGAIN = "Download or copy it again, and compare its size and checksum with those of the original"
-_RESAVE = ("If you trust where it comes from, open it once with PyTorch and save the weights alone: "
-           "torch.save(model.state_dict(), 'weights.pth')")
+_RESAVE = (
+    "If you trust where it comes from, open it once with PyTorch and save the weights alone: "
+    "torch.save(model.state_dict(), 'weights.pth')"
+)
 
 
 def load(path):
@@ -57,13 +60,18 @@ def state_dict(path):
     weights = next((entry for entry in found if isinstance(entry, dict)), loaded)
     odd = [f"a {type(weights).__name__}"]
     if isinstance(weights, dict):
-        odd = [f"a {type(value).__name__} at {_quote(name)}" for name, value in weights.items()
-               if not (isinstance(name, str) and isinstance(value, np.ndarray))]
+        odd = [
+            f"a {type(value).__name__} at {_quote(name)}"
+            for name, value in weights.items()
+            if not (isinstance(name, str) and isinstance(value, np.ndarray))
+        ]
     if odd or not weights:
-        raise UserError(f"There are no network weights in the checkpoint {path}: a dict of names to tensors is needed, "
-                        f"not {odd[0] if odd else 'an empty one'}. Save model.state_dict(), alone or as 'state_dict'.")
+        raise UserError(
+            f"There are no network weights in the checkpoint {path}: a dict of names to tensors is needed, "
+            f"not {odd[0] if odd else 'an empty one'}. Save model.state_dict(), alone or as 'state_dict'."
+        )
     prefix = "module." if all(name.startswith("module.") for name in weights) else ""
-    return {name[len(prefix):]: value for name, value in weights.items()}
+    return {name[len(prefix) :]: value for name, value in weights.items()}
 
 
 class _Refused(Exception):
@@ -103,23 +111,26 @@ def _load_zip(data, path, reader):
     """Returns the object in a zip checkpoint; data: the uint8 bytes of the file."""
     with zipfile.ZipFile(path) as archive:
         infos = {info.filename: info for info in archive.infolist()}
-    roots = [name[:-len("data.pkl")] for name in infos if re.fullmatch("[^/]+/data.pkl", name)]
+    roots = [name[: -len("data.pkl")] for name in infos if re.fullmatch("[^/]+/data.pkl", name)]
     _need(len(roots) == 1, "it is a zip archive, but not of PyTorch (which has one <name>/data.pkl)", "Check the path")
 
     def record(name, size=None):
         info, which = infos.get(roots[0] + name), f"its record {_quote(name)}"
         _need(info, f"{which} is missing")
         _need(info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1, f"{which} is compressed", _RESAVE)
-        head = data[info.header_offset:][:30].tobytes()
+        head = data[info.header_offset :][:30].tobytes()
         _need(head.startswith(b"PK\3\4"), f"{which} is not where it should be")
         start = info.header_offset + 30 + sum(struct.unpack_from("<HH", head, 26))
-        raw = data[start:start + info.file_size]
+        raw = data[start : start + info.file_size]
         _need(raw.size == info.file_size and size in (None, raw.size), f"{which} is cut short")
         _need(info.CRC in (0, zlib.crc32(raw)), f"{which} is damaged: its checksum differs")  # 0: there is none
         return raw
 
-    _need(infos[roots[0] + "data.pkl"].file_size <= _PICKLE_BYTES, f"its data.pkl is over {_PICKLE_BYTES >> 20} MiB",
-          _RESAVE)
+    _need(
+        infos[roots[0] + "data.pkl"].file_size <= _PICKLE_BYTES,
+        f"its data.pkl is over {_PICKLE_BYTES >> 20} MiB",
+        _RESAVE,
+    )
     result, _ = reader.read(record("data.pkl"), 0, _PICKLE_BYTES)
     swap = roots[0] + "byteorder" in infos and {b"little": False, b"big": True}[record("byteorder").tobytes()]
     _need(sum(s.nbytes for s in reader.storages.values()) <= data.size, "its storages are larger than the file")
@@ -139,29 +150,48 @@ def _load_legacy(data, reader):
         found.append(value)
     _, version, _, result, keys = found
     _need(version == _VERSION, "its version of the legacy format is unknown", _RESAVE)
-    _need(all(isinstance(key, str) for key in keys) and sorted(keys) == sorted(reader.storages),
-          "its list of storages does not fit its tensors")
+    _need(
+        all(isinstance(key, str) for key in keys) and sorted(keys) == sorted(reader.storages),
+        "its list of storages does not fit its tensors",
+    )
     raws = {}
     for key in keys:
-        storage, count = reader.storages[key], data[at:at + 8].tobytes()
-        raws[key] = data[at + 8:at + 8 + storage.nbytes]
-        _need(int.from_bytes(count, "little") == storage.numel and raws[key].size == storage.nbytes,
-              f"it is cut short or damaged at storage {_quote(key)}, byte {at}")
+        storage, count = reader.storages[key], data[at : at + 8].tobytes()
+        raws[key] = data[at + 8 : at + 8 + storage.nbytes]
+        _need(
+            int.from_bytes(count, "little") == storage.numel and raws[key].size == storage.nbytes,
+            f"it is cut short or damaged at storage {_quote(key)}, byte {at}",
+        )
         at += 8 + storage.nbytes
     reader.fill(raws)
     return result
 
 
 _PLAIN = (np.ndarray, np.generic, np.dtype, dict, list, tuple, str, bytes, int, float, type(None))
-_DTYPES = {name: np.dtype(getattr(ml_dtypes if name == "bfloat16" else np, name)) for name in (
-    "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex64 complex128".split())}
-_STORAGES = zip("Double Float Half BFloat16 Long Int Short Char Byte Bool ComplexFloat ComplexDouble".split(),
-                _DTYPES.values())
+_DTYPES = {
+    name: np.dtype(getattr(ml_dtypes if name == "bfloat16" else np, name))
+    for name in ("float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex64 complex128".split())
+}
+_STORAGES = zip(
+    "Double Float Half BFloat16 Long Int Short Char Byte Bool ComplexFloat ComplexDouble".split(), _DTYPES.values()
+)
 # how many items these opcodes take off the stack; the others, _VALUES, put their argument there
-_POPS = dict(EMPTY_TUPLE=0, TUPLE1=1, TUPLE2=2, TUPLE3=3, APPEND=1, SETITEM=2, STACK_GLOBAL=2, REDUCE=2, BUILD=1,
-             BINPERSID=1, STOP=1)
-_VALUES = ("NONE BININT BININT1 BININT2 BINFLOAT BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES BINSTRING "
-           "SHORT_BINSTRING").split()
+_POPS = dict(
+    EMPTY_TUPLE=0,
+    TUPLE1=1,
+    TUPLE2=2,
+    TUPLE3=3,
+    APPEND=1,
+    SETITEM=2,
+    STACK_GLOBAL=2,
+    REDUCE=2,
+    BUILD=1,
+    BINPERSID=1,
+    STOP=1,
+)
+_VALUES = (
+    "NONE BININT BININT1 BININT2 BINFLOAT BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES BINSTRING SHORT_BINSTRING"
+).split()
 
 
 class _Function(SimpleNamespace):
@@ -175,17 +205,33 @@ class _Storage(SimpleNamespace):
 _GLOBALS = {
     **{f"torch {name}": dtype for name, dtype in _DTYPES.items()},
     **{f"{module} {name}Storage": dtype for name, dtype in _STORAGES for module in ("torch", "torch.cuda")},
-    **{name: _Function(name=name.split()[1]) for name in (
-        "collections OrderedDict", "collections Counter", "torch Size", "torch device", "torch._utils _rebuild_tensor",
-        "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter", "_codecs encode", "numpy dtype",
-        "numpy.core.multiarray scalar", "numpy._core.multiarray scalar")}}
+    **{
+        name: _Function(name=name.split()[1])
+        for name in (
+            "collections OrderedDict",
+            "collections Counter",
+            "torch Size",
+            "torch device",
+            "torch._utils _rebuild_tensor",
+            "torch._utils _rebuild_tensor_v2",
+            "torch._utils _rebuild_parameter",
+            "_codecs encode",
+            "numpy dtype",
+            "numpy.core.multiarray scalar",
+            "numpy._core.multiarray scalar",
+        )
+    },
+}
 
 
 def _put(target, pairs=()):
     for key, value in pairs:
         # only keys that hash fast: a tuple of twice the same tuple, sixty deep, takes for ever; so do clashing ints
-        _need(isinstance(key, (str, int, float, type(None))) and not (isinstance(key, int) and key.bit_length() > 64),
-              "it has a dict key that is neither text nor number", _RESAVE)
+        _need(
+            isinstance(key, (str, int, float, type(None))) and not (isinstance(key, int) and key.bit_length() > 64),
+            "it has a dict key that is neither text nor number",
+            _RESAVE,
+        )
         target[key] = value
     return target
 
@@ -200,7 +246,7 @@ class _Reader:
     def read(self, data, start, limit):
         """Returns the object that data[start:start + limit], uint8, pickles, and where it ends. Raises anything."""
         stack, marked, memo, copied = [], [], {}, 0
-        for opcode, arg, position in pickletools.genops(data[start:start + limit].tobytes()):
+        for opcode, arg, position in pickletools.genops(data[start : start + limit].tobytes()):
             name = opcode.name
             if name in ("TUPLE", "APPENDS", "SETITEMS"):
                 items, stack = stack, marked.pop()
@@ -232,8 +278,12 @@ class _Reader:
                     stack.append(memo[arg])
                 case "GLOBAL" | "STACK_GLOBAL":
                     name = arg or " ".join(items)
-                    _need(name in _GLOBALS, f"it holds {_quote(name.replace(' ', '.'))}, which is neither tensor nor "
-                          "plain value and could run code, so it is not read", _RESAVE)
+                    _need(
+                        name in _GLOBALS,
+                        f"it holds {_quote(name.replace(' ', '.'))}, which is neither tensor nor "
+                        "plain value and could run code, so it is not read",
+                        _RESAVE,
+                    )
                     stack.append(_GLOBALS[name])
                 case "REDUCE" if isinstance(items[0], _Function) and type(items[1]) is tuple:
                     copied += len(items[1]) + sum(len(x) for x in items[1] if isinstance(x, (str, list, dict)))
@@ -269,8 +319,16 @@ class _Reader:
 
     def storage(self, kind, dtype, key, _device, numel, view=None):
         """Returns the _Storage that a persistent id stands for; legacy ones end with a view, which is None."""
-        _need(kind == "storage" and isinstance(dtype, np.dtype) and isinstance(key, str) and view is None
-              and type(numel) is int and 0 <= numel < 1 << 60, "it refers to a storage in an unknown way", _RESAVE)
+        _need(
+            kind == "storage"
+            and isinstance(dtype, np.dtype)
+            and isinstance(key, str)
+            and view is None
+            and type(numel) is int
+            and 0 <= numel < 1 << 60,
+            "it refers to a storage in an unknown way",
+            _RESAVE,
+        )
         storage = _Storage(key=key, dtype=dtype, numel=numel, nbytes=numel * dtype.itemsize)
         _need(self.storages.setdefault(key, storage) == storage, f"its storage {_quote(key)} has two types or sizes")
         return storage
@@ -278,11 +336,16 @@ class _Reader:
     def tensor(self, storage, offset, shape, strides):
         """Returns an array of that shape, to be filled; offset and strides count elements."""
         _need(isinstance(storage, _Storage) and type(shape) is type(strides) is tuple, "it has a broken tensor")
-        _need(len(shape) == len(strides) <= 32 and all(type(n) is int and 0 <= n < 1 << 60 for n in (
-            offset, *shape, *strides)), "it has a tensor of impossible size")
+        _need(
+            len(shape) == len(strides) <= 32
+            and all(type(n) is int and 0 <= n < 1 << 60 for n in (offset, *shape, *strides)),
+            "it has a tensor of impossible size",
+        )
         numel, last = math.prod(shape), offset + sum((n - 1) * stride for n, stride in zip(shape, strides))
-        _need(not numel or numel <= storage.numel and last < storage.numel,
-              f"it has a tensor of shape {shape} in a storage of {storage.numel} elements")
+        _need(
+            not numel or numel <= storage.numel and last < storage.numel,
+            f"it has a tensor of shape {shape} in a storage of {storage.numel} elements",
+        )
         key = storage.key, offset, shape, strides
         if key not in self.tensors:
             self.budget -= numel * storage.dtype.itemsize

@@ -5,13 +5,18 @@ the version of PyTorch and the GPU. An earlier page of it (docs/performances/isn
 same networks with other numbers for scales and flip, as in the paper: 40.16 where it now says 40.39, 80.88 instead of
 81.31, 42.08 instead of 42.53; the others differ by 0.14 at most.
 """
+
 from typing import NamedTuple
 
-SOURCE = ("https://github.com/SegmentationBLWX/sssegmentation/blob/0ee7fb9b75318762f492a7efbeccf363a494a65e/docs/"
-          "modelzoo/isnet/README.md")
+SOURCE = (
+    "https://github.com/SegmentationBLWX/sssegmentation/blob/0ee7fb9b75318762f492a7efbeccf363a494a65e/docs/"
+    "modelzoo/isnet/README.md"
+)
 
 
 class Published(NamedTuple):
+    """A published result."""
+
     split: str  # that was evaluated
     miou: float  # in percent
     setting: str  # single or tta
@@ -41,12 +46,20 @@ def official_setting(dataset, backbone, name):
     setting = {"mode": "whole", "scales": [1.0], "flip": False, "resize": resize, "keep_ratio": keep_ratio}
     if name == "single":
         return setting
-    logits = (dataset == "lip" or dataset == "coco_stuff10k" and backbone != "resnest101"
-              or dataset == "cityscapes" and backbone == "resnet101")
+    logits = (
+        dataset == "lip"
+        or dataset == "coco_stuff10k"
+        and backbone != "resnest101"
+        or dataset == "cityscapes"
+        and backbone == "resnet101"
+    )
     setting |= {"flip": True, "average": "logits" if logits else "softmax"}
     if dataset == "cityscapes":
-        setting |= {"mode": "slide", "stride": [341, 341],
-                    "crop_size": [1024, 512] if backbone == "resnet101" else [512, 1024]}
+        setting |= {
+            "mode": "slide",
+            "stride": [341, 341],
+            "crop_size": [1024, 512] if backbone == "resnet101" else [512, 1024],
+        }
     if dataset != "lip":
         setting["scales"] = [0.5, 0.75, 1.0, 1.25, 1.5] + [1.75] * (dataset != "coco_stuff10k")
     return setting

@@ -1,4 +1,5 @@
 """The examples of a split by number, read with patience: storage over a network stalls, and fails at times."""
+
 import contextlib
 import threading
 import time
@@ -45,18 +46,21 @@ class Records:
                 return self._read([index])[0]
             except Exception as error:
                 if pause is None:
-                    raise UserError(f"The example {self.name(index)} cannot be read from {self._place}, not in "
-                                    f"{1 + len(PAUSES)} tries: {_reason(error)}. If the storage is at fault, run the "
-                                    "same command again when it is mended; otherwise prepare the data set anew "
-                                    "(isnet_jax.prepare).") from error
+                    raise UserError(
+                        f"The example {self.name(index)} cannot be read from {self._place}, not in "
+                        f"{1 + len(PAUSES)} tries: {_reason(error)}. If the storage is at fault, run the "
+                        "same command again when it is mended; otherwise prepare the data set anew "
+                        "(isnet_jax.prepare)."
+                    ) from error
                 warn(f"example {self.name(index)} cannot be read ({_reason(error)}); trying again in {pause} s")
                 time.sleep(pause)
 
     @contextlib.contextmanager
     def _telling(self, indices):
         names = ", ".join(self.name(index) for index in indices[:3]) + (", ..." if len(indices) > 3 else "")
-        timer = threading.Timer(SLOW_SECONDS, warn, [f"reading {names} from {self._place} has taken more than "
-                                                    f"{SLOW_SECONDS} s so far"])
+        timer = threading.Timer(
+            SLOW_SECONDS, warn, [f"reading {names} from {self._place} has taken more than {SLOW_SECONDS} s so far"]
+        )
         timer.daemon = True
         timer.start()
         try:
@@ -70,8 +74,10 @@ class Records:
         try:
             yield
         except Exception as error:
-            raise UserError(f"The example {self.name(index)} in {self._place} cannot be decoded: {_reason(error)}. "
-                            "Prepare the data set anew, and see isnet_jax.prepare --check.") from error
+            raise UserError(
+                f"The example {self.name(index)} in {self._place} cannot be decoded: {_reason(error)}. "
+                "Prepare the data set anew, and see isnet_jax.prepare --check."
+            ) from error
 
 
 def _reason(error):

@@ -1,4 +1,5 @@
 """The resize step, in training and testing alike. None of this imports TensorFlow."""
+
 import cv2
 
 cv2.setNumThreads(1)  # images are prepared in parallel already

@@ -1,4 +1,5 @@
 """The block of ResNeSt (Zhang et al., 2020): a bottleneck with split attention, radix 2, one group."""
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ RADIX, REDUCTION = 2, 4
 
 class SplitAttention(nn.Module):
     """3x3 convolution into two splits, weighed channel by channel from their global average."""
+
     features: int
     dilation: int
 
@@ -27,6 +29,7 @@ class SplitAttention(nn.Module):
 
 class SplitAttentionBottleneck(nn.Module):
     """1x1, split attention, 3x3/2 average pool where strided, 1x1; the shortcut is pooled, then projected."""
+
     planes: int
     stride: int
     dilation: int

@@ -1,4 +1,5 @@
 """ResNet v1c at output stride 8 (He et al., CVPR 2016; 3x3 stem of the "bag of tricks" paper, CVPR 2019)."""
+
 import flax.linen as nn
 
 from isnet_jax.layers import ConvBNAct, apply_mask, max_pool
@@ -8,6 +9,7 @@ STRIDES, DILATIONS = (1, 2, 1, 1), (1, 1, 2, 4)  # per stage: output stride 8
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions (ResNet-18 and -34); only the first is dilated."""
+
     planes: int
     stride: int
     dilation: int
@@ -27,6 +29,7 @@ class BasicBlock(nn.Module):
 
 class Bottleneck(nn.Module):
     """1x1, 3x3 (strided, dilated), 1x1 convolutions (ResNet-50, -101 and -152)."""
+
     planes: int
     stride: int
     dilation: int
@@ -47,6 +50,7 @@ class Bottleneck(nn.Module):
 
 class ResNet(nn.Module):
     """Stem and four stages; `block` is BasicBlock, Bottleneck or ResNeSt's block."""
+
     block: type
     depths: tuple[int, ...]
     stem_channels: int = 64
@@ -70,8 +74,12 @@ class ResNet(nn.Module):
             for i in range(depth):
                 in_mask, s = masks[level], stride if i == 0 else 1
                 level *= s
-                x = block(planes, s, max(dilation // 2, 1) if i == 0 else dilation,
-                          project=s > 1 or x.shape[-1] != planes * self.block.expansion,
-                          name=f"layer{stage + 1}_{i}")(x, train, in_mask, masks[level])
+                x = block(
+                    planes,
+                    s,
+                    max(dilation // 2, 1) if i == 0 else dilation,
+                    project=s > 1 or x.shape[-1] != planes * self.block.expansion,
+                    name=f"layer{stage + 1}_{i}",
+                )(x, train, in_mask, masks[level])
             outputs.append(x)
         return tuple(outputs)

@@ -3,6 +3,7 @@
 XLA's own cost analysis counts the body of a loop once, and a product of float32 like one of bfloat16; here every turn
 and every pass counts.
 """
+
 import math
 import re
 from typing import NamedTuple
@@ -14,12 +15,26 @@ PASSES = {lax.Precision.HIGH: 3, lax.Precision.HIGHEST: 6}  # of bfloat16, for a
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 _SLICES = "slice", "dynamic-slice", "gather"
 _BITS = {"pred": 8, "c64": 64, "c128": 128, "token": 0}  # other types name theirs
-_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "after-all", "partition-id",
-         "replica-id", "while", "conditional", "call", "opt-barrier"}  # move nothing, or only call what does
+_FREE = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "iota",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "while",
+    "conditional",
+    "call",
+    "opt-barrier",
+}  # move nothing, or only call what does
 
 
 class Chip(NamedTuple):
     """A kind of TPU chip."""
+
     name: str
     hbm: float  # bytes a program may use, which libtpu 0.0.42 says when it has too little
     flops: float  # peak of bfloat16, FLOP/s
@@ -44,6 +59,7 @@ CHIPS = {
 
 class Flops(NamedTuple):
     """Of matrix products and convolutions, a multiplication and an addition counted as two."""
+
     model: float  # as written
     passes: float  # as a TPU computes them, in passes of bfloat16
 
@@ -87,6 +103,7 @@ def _passes(eqn):
 
 class Traffic(NamedTuple):
     """Of one device in one run of a compiled program."""
+
     bytes: int  # read from and written to main memory
     collectives: dict  # kind: (count, bytes: the larger of what goes in and what comes out)
     cycles: int  # as XLA estimates them for a TPU, one instruction after the other; 0: it does not
@@ -143,9 +160,14 @@ def _parse(text):
             parts = re.findall(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?", shapes)
             sizes = [_size(kind, dims) for kind, dims, _ in parts]
             current[name] = _Instruction(
-                bool(root), opcode, sizes,
+                bool(root),
+                opcode,
+                sizes,
                 [0 if re.search(r"S\([1-9]", layout) else size for size, (*_, layout) in zip(sizes, parts)],
-                re.findall(r"%([\w.\-]+)", operands), int(operands) if operands.isdigit() else None, attributes)
+                re.findall(r"%([\w.\-]+)", operands),
+                int(operands) if operands.isdigit() else None,
+                attributes,
+            )
     return computations, entry
 
 
@@ -177,7 +199,7 @@ def _turns(loop, computations):
     """How often a while loop turns: it counts from 0 to the one constant of its condition."""
     if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(known[1])
-    condition, = loop.called("condition")
+    (condition,) = loop.called("condition")
     bounds = [x.number for x in computations[condition].values() if x.opcode == "constant" and x.number is not None]
     return bounds[0] if len(bounds) == 1 else 1
 

@@ -4,6 +4,7 @@ In the paper each pixel carries the representation of its predicted class, and a
 pixels of a class carry the same vector, so attention over the K class tokens, with each token's score raised by
 the log of its pixel count, and batch norm weighted by the counts are the same function: N x K instead of N x N.
 """
+
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -34,14 +35,17 @@ def class_tokens(feats, logits, mask=None):
 
 
 class SemanticLevelContext(nn.Module):
+    """Every pixel attends to the regions of the predicted classes."""
+
     act: Callable
 
     @nn.compact
     def __call__(self, feats, stage1_logits, image_context, train, mask=None):
         """feats and image_context (B, H, W, C), stage1_logits (B, H, W, K), mask (B, H, W, 1) -> (B, H, W, C)."""
         b, h, w, channels = feats.shape
-        tokens, counts = class_tokens(*(None if x is None else x.reshape(b, h * w, -1)
-                                        for x in (feats, stage1_logits, mask)))
+        tokens, counts = class_tokens(
+            *(None if x is None else x.reshape(b, h * w, -1) for x in (feats, stage1_logits, mask))
+        )
         tokens, weight = tokens[:, :, None], counts[:, :, None, None]  # K x 1 "images", each entry n_c pixels
         query = ConvBNAct(channels // 2, act=self.act, name="query1")(feats, train, mask)
         query = ConvBNAct(channels // 2, act=self.act, name="query2")(query, train, mask)

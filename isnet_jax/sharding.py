@@ -3,6 +3,7 @@
 The compiler splits everything else by itself, halos of convolutions included. Parameters and optimizer state are on
 every device, or split over `data`.
 """
+
 import math
 import re
 
@@ -43,23 +44,30 @@ def mesh_shape(setting, num_devices, batch_size=None):
         if math.prod(shape) != num_devices or (batch_size or data) % data or shape[1] not in (1, 2, 4, 8):
             fitting = max(n for n in range(1, num_devices + 1) if batch_size % n == 0)
             near = max(1, round(batch_size / num_devices)) * num_devices
-            raise UserError(f"config.train.global_batch_size is {batch_size}, which {num_devices} devices do not share "
-                            f"evenly: set it to, say, {near}, or use {fitting} device{'s' if fitting > 1 else ''}, or "
-                            "choose yourself how images are cut (--config.mesh=data=D,spatial=S).")
+            raise UserError(
+                f"config.train.global_batch_size is {batch_size}, which {num_devices} devices do not share "
+                f"evenly: set it to, say, {near}, or use {fitting} device{'s' if fitting > 1 else ''}, or "
+                "choose yourself how images are cut (--config.mesh=data=D,spatial=S)."
+            )
     elif math.prod(shape) != num_devices:
-        raise UserError(f"config.mesh is {setting!r}, a mesh of {math.prod(shape)} devices, but there are "
-                        f"{num_devices}; set it to auto, or to a mesh of that many.")
+        raise UserError(
+            f"config.mesh is {setting!r}, a mesh of {math.prod(shape)} devices, but there are "
+            f"{num_devices}; set it to auto, or to a mesh of that many."
+        )
     elif batch_size and batch_size % shape[0]:
-        raise UserError(f"config.train.global_batch_size is {batch_size}, which is not a multiple of {shape[0]}, the "
-                        f"axis `data` of config.mesh = {setting!r}; change one of them.")
+        raise UserError(
+            f"config.train.global_batch_size is {batch_size}, which is not a multiple of {shape[0]}, the "
+            f"axis `data` of config.mesh = {setting!r}; change one of them."
+        )
     return shape
 
 
 def make_mesh(setting="auto", batch_size=None, devices=None):
     """Mesh over `devices`, by default all of them on all hosts; arguments and errors as of `mesh_shape`."""
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh(mesh_shape(setting, len(devices), batch_size), AXES, axis_types=(AxisType.Auto,) * 2,
-                         devices=devices)
+    return jax.make_mesh(
+        mesh_shape(setting, len(devices), batch_size), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices
+    )
 
 
 def describe(mesh):
@@ -72,10 +80,12 @@ def describe(mesh):
 
 
 def replicated(mesh):
+    """The sharding of arrays that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split_batch(mesh):
+    """The sharding of arrays (B, ...) split over `data`."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
@@ -92,6 +102,7 @@ def high_enough(height, mesh):
 
 def split_state(mesh, state, shard_parameters):
     """Shardings of a TrainState (of arrays or shapes): its large arrays split over `data`, or every one whole."""
+
     def split(leaf):
         axes = [axis for axis, n in enumerate(leaf.shape) if n % mesh.shape["data"] == 0]
         if not shard_parameters or leaf.size < MIN_SPLIT_SIZE or not axes:
@@ -121,8 +132,9 @@ def to_devices(batch, mesh):
         array = np.asarray(array)
         rows = len(array) // len(parts)  # of each part
         pieces = dict(zip(parts * rows, np.split(array, len(parts))))  # by the global number of their first row
-        return jax.make_array_from_callback((rows * mesh.shape["data"], *array.shape[1:]), sharding,
-                                            lambda index: pieces[index[0].start or 0])
+        return jax.make_array_from_callback(
+            (rows * mesh.shape["data"], *array.shape[1:]), sharding, lambda index: pieces[index[0].start or 0]
+        )
 
     return {name: place(array) for name, array in batch.items()}
 

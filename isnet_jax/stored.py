@@ -1,4 +1,5 @@
 """Files that this program writes for itself, JSON and arrays: written whole, and read as if by a stranger."""
+
 import contextlib
 import errno
 import json
@@ -35,8 +36,10 @@ def require_inside(root, *paths):
     """Raises UserError if one of `paths`, below the directory `root`, leads out of it by a symbolic link."""
     for path in paths:
         if not Path(path).resolve().is_relative_to(Path(root).resolve()):
-            raise UserError(f"{path} leads out of {root} by a symbolic link, which whoever made that directory may "
-                            "have put there: remove the link, or choose another directory.")
+            raise UserError(
+                f"{path} leads out of {root} by a symbolic link, which whoever made that directory may "
+                "have put there: remove the link, or choose another directory."
+            )
 
 
 def links(root):
@@ -62,8 +65,11 @@ def read_json(path):
         raise ValueError(f"it is nested more than {MAX_DEPTH} deep") from None
     level = [content]
     for _ in range(MAX_DEPTH):
-        level = [x for value in level for x in (value.values() if isinstance(value, dict) else
-                                                value if isinstance(value, list) else ())]
+        level = [
+            x
+            for value in level
+            for x in (value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
+        ]
     if level:
         raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
     return content
@@ -71,7 +77,7 @@ def read_json(path):
 
 def open_file(path):
     """Opens a regular file for reading bytes; raises OSError, also for a pipe, for which `open` would wait."""
-    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")  # noqa: SIM115  the caller closes it
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise OSError(errno.EINVAL, "it is no regular file", str(path))

@@ -1,4 +1,5 @@
 """Training: the state, the step, and the loop over steps."""
+
 import time
 from functools import partial
 from typing import Any
@@ -15,6 +16,8 @@ from isnet_jax.losses import isnet_losses
 
 
 class TrainState(flax.struct.PyTreeNode):
+    """All that a train step reads and writes."""
+
     step: jax.Array  # int32, steps done
     params: Any
     batch_stats: Any
@@ -31,9 +34,11 @@ def poly_schedule(base_lr, min_lr, total_steps, power=0.9):
 
     Of a number it is a number, for which no device is waited for.
     """
+
     def schedule(step):
         left = 1 - (jnp.asarray(step, float) if isinstance(step, jax.Array) else step) / total_steps
         return left**power * (base_lr - min_lr) + min_lr
+
     return schedule
 
 
@@ -50,13 +55,18 @@ def init_state(model, optimizer, seed, ema=False):
 
 
 def state_from_variables(variables, optimizer, ema=False):
+    """State at step 0 with these variables."""
     params, batch_stats = variables["params"], variables["batch_stats"]
-    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params),
-                      {"params": params, "batch_stats": batch_stats} if ema else None)
+    return TrainState(
+        jnp.zeros((), jnp.int32),
+        params,
+        batch_stats,
+        optimizer.init(params),
+        {"params": params, "batch_stats": batch_stats} if ema else None,
+    )
 
 
-def train_step(state, batch, *, model, optimizer, seed, photometric=True, ema_decay=0.0, mesh=None,
-               microbatches=1):
+def train_step(state, batch, *, model, optimizer, seed, photometric=True, ema_decay=0.0, mesh=None, microbatches=1):
     """One SGD step on a global batch.
 
     batch: image uint8 (B, H, W, 3), label uint8 (B, H, W) with 255 ignored, window int32 (B, 4), what of the
@@ -72,19 +82,29 @@ def train_step(state, batch, *, model, optimizer, seed, photometric=True, ema_de
     def loss_fn(params):
         if mesh:  # of parameters that are split, each layer gets its own whole; their gradients are split again
             params = jax.lax.with_sharding_constraint(params, sharding.replicated(mesh))
-        outputs, updated = model.apply({"params": params, "batch_stats": state.batch_stats}, images,
-                                       train=microbatches, mutable=["batch_stats"], rngs={"dropout": dropout_key})
+        outputs, updated = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            images,
+            train=microbatches,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
+        )
         losses = isnet_losses(outputs, batch["label"])
         return losses["total"], (losses, updated["batch_stats"])
 
     grads, (losses, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
     losses["grad_norm"] = optax.global_norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    state = state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates),
-                          batch_stats=batch_stats, opt_state=opt_state)
+    state = state.replace(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+    )
     if state.ema is not None:
-        state = state.replace(ema=jax.tree.map(lambda old, new: _average(old, new, ema_decay), state.ema,
-                                               state.variables))
+        state = state.replace(
+            ema=jax.tree.map(lambda old, new: _average(old, new, ema_decay), state.ema, state.variables)
+        )
     return state, losses
 
 
@@ -95,11 +115,22 @@ def _average(old, new, decay):
 
 def make_train_step(model, optimizer, config, mesh, state_sharding):
     """Jitted `train_step(state, batch)` over the mesh; the state, split as `sharding.split_state` says, is donated."""
-    step = partial(train_step, model=model, optimizer=optimizer, seed=config.seed, mesh=mesh,
-                   photometric=config.augment.photometric, ema_decay=config.train.ema_decay,
-                   microbatches=config.train.microbatches)
-    return jax.jit(step, donate_argnums=0, in_shardings=(state_sharding, sharding.split_batch(mesh)),
-                   out_shardings=(state_sharding, sharding.replicated(mesh)))
+    step = partial(
+        train_step,
+        model=model,
+        optimizer=optimizer,
+        seed=config.seed,
+        mesh=mesh,
+        photometric=config.augment.photometric,
+        ema_decay=config.train.ema_decay,
+        microbatches=config.train.microbatches,
+    )
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(state_sharding, sharding.split_batch(mesh)),
+        out_shardings=(state_sharding, sharding.replicated(mesh)),
+    )
 
 
 def run_steps(step, state, batches, stop, mesh, on_metrics, stop_asked=lambda: False):
@@ -136,7 +167,9 @@ def check_finite(step, losses, examples, saved):
     """
     if not np.isfinite([losses["total"], losses["grad_norm"]]).all():
         kept = [f"The last checkpoint, of step {step}, is from before it" for step in saved()[:1]]
-        raise UserError(f"At step {step} the loss is {losses['total']} and the norm of its gradient "
-                        f"{losses['grad_norm']}; the batch held {', '.join(examples())}. "
-                        f"{''.join(kept) or 'Nothing was saved before it'}. Look at those examples, or lower "
-                        "config.train.base_lr and choose another --workdir.")
+        raise UserError(
+            f"At step {step} the loss is {losses['total']} and the norm of its gradient "
+            f"{losses['grad_norm']}; the batch held {', '.join(examples())}. "
+            f"{''.join(kept) or 'Nothing was saved before it'}. Look at those examples, or lower "
+            "config.train.base_lr and choose another --workdir."
+        )

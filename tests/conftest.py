@@ -1,4 +1,5 @@
 """Eight CPU devices, float32 unless a test asks for `x64`, and the recorded cases of the official network."""
+
 import functools
 import importlib.util
 import json
@@ -42,12 +43,24 @@ def load_case(name):
         arrays = dict(file)
     meta = SimpleNamespace(**json.loads(str(arrays.pop("meta"))))
     lip = meta.dataset == "lip"
-    model = create_model({"backbone": meta.backbone, "num_classes": meta.num_classes, "shortcut": lip,
-                          "activation": "leaky_relu" if lip else "relu", "dropout": 0.0})
+    model = create_model(
+        {
+            "backbone": meta.backbone,
+            "num_classes": meta.num_classes,
+            "shortcut": lip,
+            "activation": "leaky_relu" if lip else "relu",
+            "dropout": 0.0,
+        }
+    )
     state_dict = weights.state_dict(REFERENCE / "keys" / f"{meta.backbone}_{meta.num_classes}.json", meta.seed)
     return SimpleNamespace(
-        meta=meta, arrays=arrays, model=model, state_dict=state_dict, variables=convert.from_torch(state_dict, model),
-        image=weights.image(meta.height, meta.width, meta.seed, getattr(meta, "batch", 1)))
+        meta=meta,
+        arrays=arrays,
+        model=model,
+        state_dict=state_dict,
+        variables=convert.from_torch(state_dict, model),
+        image=weights.image(meta.height, meta.width, meta.seed, getattr(meta, "batch", 1)),
+    )
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 """Every reader of images and labels, each with sound files to start from: what test_fuzz.py damages."""
+
 import functools
 import io
 
@@ -15,6 +16,7 @@ class Refused(UserError):
 
 class Reader:
     """A kind of file. Made in an empty folder; `sound` and `mutant` give what `read` takes."""
+
     runs = ()  # files of Python that it runs by design
 
     def __init__(self, folder):
@@ -64,6 +66,7 @@ def jpegs():
 
 def pngs():
     from PIL import PngImagePlugin
+
     photo, exif, info = noise(13, 18), Image.Exif(), PngImagePlugin.PngInfo()
     exif[274] = 3
     info.add_text("a", "b" * 50, zip=True)
@@ -71,8 +74,9 @@ def pngs():
     whole = encoded(photo, "PNG", exif=exif, pnginfo=info, icc_profile=bytes(300), dpi=(72, 72))
     parts = mutations.png_parts(whole)
     yield whole
-    yield mutations.png([part for part in parts if part[0] != b"eXIf"][:-1] + [(b"eXIf", bytes(exif.tobytes())),
-                                                                             parts[-1]])
+    yield mutations.png(
+        [part for part in parts if part[0] != b"eXIf"][:-1] + [(b"eXIf", bytes(exif.tobytes())), parts[-1]]
+    )
     yield encoded(photo.convert("P"), "PNG", transparency=3)
     yield encoded(photo.convert("L"), "PNG")
     yield encoded(photo.convert("P", palette=Image.Palette.ADAPTIVE, colors=4), "PNG", bits=2)
@@ -95,6 +99,7 @@ def others():
 
 class Photographs(Reader):
     """What isnet_jax.predict reads."""
+
     change = staticmethod(mutations.image)
 
     def make_seeds(self):
@@ -102,6 +107,7 @@ class Photographs(Reader):
 
     def read(self, content):
         from isnet_jax import decoding
+
         path = self.put("photo.jpg", content)
         header = decoding.read_header(path)
         pixels = decoding.decode(path, header)
@@ -110,6 +116,7 @@ class Photographs(Reader):
 
 class DataImages(Reader):
     """Image files of a data set that is prepared."""
+
     change = staticmethod(mutations.image)
 
     def make_seeds(self):
@@ -117,6 +124,7 @@ class DataImages(Reader):
 
     def read(self, content):
         from isnet_jax.datasets import files
+
         size, orientation, errors = files.check_image(self.put("image.png", content))
         assert len(size) == 2 and min(size) > 0 and isinstance(orientation, int)
         if errors:
@@ -127,6 +135,7 @@ class DataImages(Reader):
 
 class DataLabels(Reader):
     """Label files of a data set that is prepared."""
+
     change = staticmethod(mutations.image)
 
     def make_seeds(self):
@@ -134,6 +143,7 @@ class DataLabels(Reader):
 
     def read(self, content):
         from isnet_jax.datasets import files
+
         path = self.put("label.png", content)
         size = files.label_size(path)
         assert files.is_palette(path) in (True, False)
@@ -149,6 +159,7 @@ class Records(Reader):
 
     def make_seeds(self):
         from isnet_jax import config
+
         self.config = config.default().augment
         self.config.update(resize=(64, 40), crop_size=(32, 40), rotate_probability=0.5)
         return [*list(jpegs())[:4], *pngs()]
@@ -157,6 +168,7 @@ class Records(Reader):
     @functools.cache
     def label(size):
         from isnet_jax.datasets import files
+
         return files.encode_label(np.arange(size[0] * size[1]).reshape(size).astype(np.uint8) % 9)
 
     def sound(self):
@@ -166,11 +178,15 @@ class Records(Reader):
         content = rng.choice(self.seeds)
         label = self.label(Image.open(io.BytesIO(content)).size[::-1])
         what = rng.randrange(3)
-        return (mutations.image(content, rng, self.seeds) if what != 1 else content,
-                mutations.image(label, rng, [label]) if what else label, rng.randrange(100))
+        return (
+            mutations.image(content, rng, self.seeds) if what != 1 else content,
+            mutations.image(label, rng, [label]) if what else label,
+            rng.randrange(100),
+        )
 
     def read(self, content):
         from isnet_jax import augment, records
+
         image_data, label_data, index = content
         image, label = np.zeros((32, 40, 3), np.uint8), np.full((32, 40), 255, np.uint8)
         with records.Records([{}]).decoding(0):
@@ -184,8 +200,11 @@ class Matrices(Reader):
 
     def make_seeds(self):
         import scipy.io
-        content, seeds = {"S": np.arange(30).reshape(5, 6).astype(np.uint8), "names": np.array(["a"], object),
-                          "captions": "abc"}, []
+
+        content, seeds = (
+            {"S": np.arange(30).reshape(5, 6).astype(np.uint8), "names": np.array(["a"], object), "captions": "abc"},
+            [],
+        )
         for options in {}, {"do_compression": True}, {"format": "4"}:
             stream = io.BytesIO()
             scipy.io.savemat(stream, {"S": content["S"]} if "format" in options else content, **options)
@@ -195,6 +214,7 @@ class Matrices(Reader):
     @staticmethod
     def change(data, rng, seeds):
         import zlib
+
         if data[128:132] == b"\x0f\0\0\0" and rng.random() < 0.7:  # compressed: change what is inside
             inside = mutations.damaged(zlib.decompress(data[136:]), rng)
             packed = zlib.compress(inside)
@@ -203,5 +223,6 @@ class Matrices(Reader):
 
     def read(self, content):
         from isnet_jax.datasets import mat
+
         matrix = mat.read_mat(self.put("label.mat", content), "S")
         assert matrix.ndim == 2 and matrix.dtype.kind in "iu"

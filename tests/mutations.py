@@ -1,4 +1,5 @@
 """Damaged and hostile files made of sound ones. All take a random.Random, so that every one can be made again."""
+
 import io
 import json
 import struct
@@ -6,12 +7,80 @@ import zipfile
 import zlib
 
 BYTES = [0, 1, 0x7F, 0x80, 0xFE, 0xFF]
-NUMBERS = [0, 1, 2, 7, 8, 127, 128, 255, 256, 999, 1001, 4096, 32767, 32768, 65500, 65535, 65536, 10**6, 2**24 - 1,
-           2**27, 2**31 - 1, 2**31, 2**32 - 8, 2**32 - 1]
-TEXTS = ["", ".", "..", "../../escaped", "/tmp/escaped", "a/b", "a\0b", "\ud800", "\x1b[2J", "NaN", "-1", "x" * 5000,
-         "<script>alert(1)</script>", "'\"&<img src=x onerror=alert(1)>", "gs://bucket/x", "__class__", "scenes"]
-VALUES = [None, True, False, 0, -1, 1, 255, 256, 2**31, 2**53, 2**63, 2**64, 10**400, 0.5, -0.0, 1e308, -1e308, 1e400,
-          float("nan"), [], {}, [[]], [0], [[0]], {"a": 1}, {"": {}}, *TEXTS]
+NUMBERS = [
+    0,
+    1,
+    2,
+    7,
+    8,
+    127,
+    128,
+    255,
+    256,
+    999,
+    1001,
+    4096,
+    32767,
+    32768,
+    65500,
+    65535,
+    65536,
+    10**6,
+    2**24 - 1,
+    2**27,
+    2**31 - 1,
+    2**31,
+    2**32 - 8,
+    2**32 - 1,
+]
+TEXTS = [
+    "",
+    ".",
+    "..",
+    "../../escaped",
+    "/tmp/escaped",
+    "a/b",
+    "a\0b",
+    "\ud800",
+    "\x1b[2J",
+    "NaN",
+    "-1",
+    "x" * 5000,
+    "<script>alert(1)</script>",
+    "'\"&<img src=x onerror=alert(1)>",
+    "gs://bucket/x",
+    "__class__",
+    "scenes",
+]
+VALUES = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    255,
+    256,
+    2**31,
+    2**53,
+    2**63,
+    2**64,
+    10**400,
+    0.5,
+    -0.0,
+    1e308,
+    -1e308,
+    1e400,
+    float("nan"),
+    [],
+    {},
+    [[]],
+    [0],
+    [[0]],
+    {"a": 1},
+    {"": {}},
+    *TEXTS,
+]
 
 
 def damaged(data, rng, others=(), interesting=BYTES):
@@ -22,26 +91,26 @@ def damaged(data, rng, others=(), interesting=BYTES):
         size = rng.choice([1, 2, 4, 8, 100])
         match rng.randrange(8):
             case 0:
-                data[at:at + 1] = [rng.choice(interesting)]
+                data[at : at + 1] = [rng.choice(interesting)]
             case 1 if at < len(data):
                 data[at] ^= 1 << rng.randrange(8)
             case 2:
-                data[at:at + size] = rng.choice([b"", data[at:at + size] * 2, bytes(size), b"\xff" * size])
+                data[at : at + size] = rng.choice([b"", data[at : at + size] * 2, bytes(size), b"\xff" * size])
             case 3:
-                data[at:at + size] = data[at + size:at + 2 * size]
+                data[at : at + size] = data[at + size : at + 2 * size]
             case 4 if rng.random() < 0.2:
                 del data[at:]
             case 5:
                 number = struct.pack(rng.choice("<>") + "Q", rng.choice(NUMBERS))
                 size = rng.choice([2, 3, 4])
-                data[at:at + size] = number[:size] if number[-1] == 0 else number[-size:]
+                data[at : at + size] = number[:size] if number[-1] == 0 else number[-size:]
             case 6 if others:
                 other = rng.choice(others)
                 start = rng.randrange(len(other) or 1)
-                data[at:at + rng.choice([0, size])] = other[start:start + rng.choice([size, 20 * size])]
+                data[at : at + rng.choice([0, size])] = other[start : start + rng.choice([size, 20 * size])]
             case 7:
                 start = rng.randrange(len(data) or 1)
-                data[at:at + size] = data[start:start + size]
+                data[at : at + size] = data[start : start + size]
     return bytes(data)
 
 
@@ -58,7 +127,7 @@ def rearranged(parts, rng, others, change):
             case 2:
                 parts[i], parts[j] = parts[j], parts[i]
             case 3:
-                parts[i:i + 1] = [parts[i]] * rng.choice([2, 10, 150])
+                parts[i : i + 1] = [parts[i]] * rng.choice([2, 10, 150])
             case 4:
                 parts.insert(j, rng.choice(rng.choice(others)))
             case _:
@@ -72,7 +141,7 @@ def with_number(content, rng, places, order):
     content = bytearray(content)
     for offset, size in rng.sample(places, rng.randint(1, min(2, len(places)))):
         number = rng.choice(NUMBERS + [rng.randrange(1, 70)] * 8)
-        content[offset:offset + size] = (number % 256 ** size).to_bytes(size, order)
+        content[offset : offset + size] = (number % 256**size).to_bytes(size, order)
     return bytes(content)
 
 
@@ -83,12 +152,17 @@ def image(data, rng, others):
     if rng.random() < 0.4:
         return damaged(data, rng, others)
     if kind == "bmp":
-        return with_number(data, rng, [(10, 4), (14, 4), (18, 4), (22, 4), (26, 2), (28, 2), (30, 4), (34, 4), (46, 4)],
-                           "little")
-    split, join, change = {"png": (png_parts, png, _png_content), "jpeg": (jpeg_parts, jpeg, _jpeg_content),
-                           "webp": (riff_parts, riff, _riff_content)}[kind]
-    return join(rearranged(split(data), rng, [split(other) for other in same],
-                           lambda kind, content: change(kind, content, rng)))
+        return with_number(
+            data, rng, [(10, 4), (14, 4), (18, 4), (22, 4), (26, 2), (28, 2), (30, 4), (34, 4), (46, 4)], "little"
+        )
+    split, join, change = {
+        "png": (png_parts, png, _png_content),
+        "jpeg": (jpeg_parts, jpeg, _jpeg_content),
+        "webp": (riff_parts, riff, _riff_content),
+    }[kind]
+    return join(
+        rearranged(split(data), rng, [split(other) for other in same], lambda kind, content: change(kind, content, rng))
+    )
 
 
 def image_kind(data):
@@ -99,7 +173,7 @@ def png_parts(data):
     parts, at = [], 8
     while at + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
-        parts.append((kind, data[at + 8:at + 8 + length]))
+        parts.append((kind, data[at + 8 : at + 8 + length]))
         at += 12 + length
     return parts
 
@@ -107,7 +181,8 @@ def png_parts(data):
 def png(parts):
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-        for kind, content in parts)
+        for kind, content in parts
+    )
 
 
 def _png_content(kind, content, rng):
@@ -121,7 +196,7 @@ def _png_content(kind, content, rng):
             raw = zlib.decompress(content[head:])
         except zlib.error:
             return damaged(content, rng)
-        raw = rng.choice([damaged(raw, rng), raw + bytes(rng.choice(NUMBERS[:16])), raw[:len(raw) // 2]])
+        raw = rng.choice([damaged(raw, rng), raw + bytes(rng.choice(NUMBERS[:16])), raw[: len(raw) // 2]])
         return content[:head] + zlib.compress(raw)
     return damaged(content, rng)
 
@@ -132,19 +207,27 @@ def jpeg_parts(data):
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xD9:
         end = at + 2 + struct.unpack_from(">H", data, at + 2)[0]
         if data[at + 1] == 0xDA:
-            while end < len(data) and (data[end] != 0xFF or data[end + 1:end + 2] in (b"\0", *map(
-                    bytes, ([n] for n in range(0xD0, 0xD8))))):
+            while end < len(data) and (
+                data[end] != 0xFF or data[end + 1 : end + 2] in (b"\0", *map(bytes, ([n] for n in range(0xD0, 0xD8))))
+            ):
                 end += 1
-        parts.append((data[at + 1], data[at + 4:end]))
+        parts.append((data[at + 1], data[at + 4 : end]))
         at = end
     return parts
 
 
 def jpeg(parts):
     heads = {0xDA: lambda content: 2 + 4 + 2 * content[0] if content else 2}
-    return b"\xff\xd8" + b"".join(
-        bytes([0xFF, kind]) + struct.pack(">H", heads.get(kind, lambda content: 2 + len(content))(content) % 65536)
-        + content for kind, content in parts) + b"\xff\xd9"
+    return (
+        b"\xff\xd8"
+        + b"".join(
+            bytes([0xFF, kind])
+            + struct.pack(">H", heads.get(kind, lambda content: 2 + len(content))(content) % 65536)
+            + content
+            for kind, content in parts
+        )
+        + b"\xff\xd9"
+    )
 
 
 def _jpeg_content(kind, content, rng):
@@ -157,21 +240,26 @@ def riff_parts(data):
     parts, at = [], 12
     while at + 8 <= len(data):
         kind, length = struct.unpack_from("<4sI", data, at)
-        parts.append((kind, data[at + 8:at + 8 + length]))
+        parts.append((kind, data[at + 8 : at + 8 + length]))
         at += 8 + length + length % 2
     return parts
 
 
 def riff(parts):
-    body = b"WEBP" + b"".join(kind + struct.pack("<I", len(content)) + content + bytes(len(content) % 2)
-                              for kind, content in parts)
+    body = b"WEBP" + b"".join(
+        kind + struct.pack("<I", len(content)) + content + bytes(len(content) % 2) for kind, content in parts
+    )
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
 def _riff_content(kind, content, rng):
     if rng.random() < 0.5:
-        places = {b"VP8X": [(4, 3), (7, 3)], b"VP8 ": [(6, 2), (8, 2)], b"VP8L": [(1, 4)],
-                  b"ANMF": [(0, 3), (3, 3), (6, 3), (9, 3)]}.get(kind)
+        places = {
+            b"VP8X": [(4, 3), (7, 3)],
+            b"VP8 ": [(6, 2), (8, 2)],
+            b"VP8L": [(1, 4)],
+            b"ANMF": [(0, 3), (3, 3), (6, 3), (9, 3)],
+        }.get(kind)
         if places and len(content) >= 10:
             return with_number(content, rng, places, "little")
     return damaged(content, rng)
@@ -181,9 +269,10 @@ def archive(data, rng, others, change=damaged):
     """A zip archive damaged anywhere, or in its members with checksums that are right again; change(content, rng)."""
     if rng.random() < 0.3:
         return damaged(data, rng, others)
-    return zipped(rearranged(members(data), rng, [members(other) for other in others],
-                             lambda _, content: change(content, rng)),
-                  zipfile.ZIP_DEFLATED if rng.random() < 0.05 else zipfile.ZIP_STORED)
+    return zipped(
+        rearranged(members(data), rng, [members(other) for other in others], lambda _, content: change(content, rng)),
+        zipfile.ZIP_DEFLATED if rng.random() < 0.05 else zipfile.ZIP_STORED,
+    )
 
 
 def members(data):
@@ -206,7 +295,7 @@ def npy(content, rng, others=()):
     if rng.random() < 0.4 or content[:6] != b"\x93NUMPY":
         return damaged(content, rng)
     length = struct.unpack_from("<H", content, 8)[0]
-    header, body = content[10:10 + length].decode("latin1"), content[10 + length:]
+    header, body = content[10 : 10 + length].decode("latin1"), content[10 + length :]
     start = header.find("'shape': ") + 9
     match rng.randrange(4):
         case 0 if start > 8:
@@ -215,10 +304,19 @@ def npy(content, rng, others=()):
         case 1 if "'descr': " in header and ", 'fortran" in header:
             kinds = ["|O", "<f8", "<U1000000", "<U0", "|S0", "|V8", "<M8[ns]", "<c16", ">i4", "<i8", "|b1"]
             at = header.index("'descr': ") + 9
-            header = header[:at] + repr(rng.choice(kinds)) + header[header.index(", 'fortran"):]
+            header = header[:at] + repr(rng.choice(kinds)) + header[header.index(", 'fortran") :]
         case 2:
-            header = rng.choice(["", "{}", "[" * 9000, "-" * 9000 + "1", "{'shape': (), 'descr': None}", "9" * 9000,
-                                 "__import__('os').system('touch escaped')"])
+            header = rng.choice(
+                [
+                    "",
+                    "{}",
+                    "[" * 9000,
+                    "-" * 9000 + "1",
+                    "{'shape': (), 'descr': None}",
+                    "9" * 9000,
+                    "__import__('os').system('touch escaped')",
+                ]
+            )
         case 3:
             body = damaged(body, rng)
     return content[:8] + struct.pack("<H", len(header)) + header.encode("latin1") + body

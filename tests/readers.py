@@ -1,4 +1,5 @@
 """Every reader of what others may have written, each with sound files to start from: what test_fuzz.py damages."""
+
 import functools
 import json
 import sys
@@ -17,10 +18,12 @@ DATA = Path(__file__).parent / "data"
 
 class RecordedConfigs(Reader):
     """config.json of a workdir."""
+
     change = staticmethod(mutations.text)
 
     def make_seeds(self):
         from isnet_jax import config
+
         c = config.default("resnet18")
         c.model.num_classes, c.data.name = 5, "folder"
         c.data.folder = dict(name="own", classes=("a", "b"), palette=((1, 2, 3),) * 2, splits={"val": ("x", "y")})
@@ -31,6 +34,7 @@ class RecordedConfigs(Reader):
     def read(self, content):
         from isnet_jax import predict
         from isnet_jax.models import create_model
+
         self.put("config.json", content)
         found = predict.recorded_config(self.folder)
         assert create_model(found.model).num_classes == found.model.num_classes
@@ -39,12 +43,17 @@ class RecordedConfigs(Reader):
 
 class CommandLines(Reader):
     """Fields set on the command line, --config.FIELD=VALUE."""
-    runs = "config.py",
+
+    runs = ("config.py",)
 
     def make_seeds(self):
         from isnet_jax import config
-        self.put("config.py", b"from isnet_jax import config\n\ndef get_config(backbone='resnet18'):\n"
-                              b"    c = config.default(backbone)\n    c.model.num_classes = 5\n    return c\n")
+
+        self.put(
+            "config.py",
+            b"from isnet_jax import config\n\ndef get_config(backbone='resnet18'):\n"
+            b"    c = config.default(backbone)\n    c.model.num_classes = 5\n    return c\n",
+        )
         flat, todo = {}, [("config", config.default().to_dict())]
         while todo:
             prefix, tree = todo.pop()
@@ -62,14 +71,35 @@ class CommandLines(Reader):
         words = []
         for _ in range(rng.choice([1, 1, 2, 3])):
             name, value = rng.choice(self.seeds)
-            value = rng.choice([str(value), *map(str, mutations.VALUES), "(1, 2)", "((1, 2), (3, [4]))", "(" * 90,
-                                "-" * 900 + "1", "(1e999, 'a')", "(0.5, 2.0", "None", "9" * 5000, "{1: 2}",
-                                "('a', 'b')", "(32, 32.5)", "(True, True)", "(1,)", "(3, 2, 1)",
-                                "__import__('os').system('ls')"])
+            value = rng.choice(
+                [
+                    str(value),
+                    *map(str, mutations.VALUES),
+                    "(1, 2)",
+                    "((1, 2), (3, [4]))",
+                    "(" * 90,
+                    "-" * 900 + "1",
+                    "(1e999, 'a')",
+                    "(0.5, 2.0",
+                    "None",
+                    "9" * 5000,
+                    "{1: 2}",
+                    "('a', 'b')",
+                    "(32, 32.5)",
+                    "(True, True)",
+                    "(1,)",
+                    "(3, 2, 1)",
+                    "__import__('os').system('ls')",
+                ]
+            )
             word = f"--{name}={value}".replace("\ud800", "\udc80")  # what a command line can hold
             if rng.random() < 0.3:
-                word = mutations.damaged(word.encode(errors="surrogateescape"), rng, [b"config.", b"..", b"=", b"--no"],
-                                         [*b"().,='-\0\n[]{}0"]).decode(errors="surrogateescape")
+                word = mutations.damaged(
+                    word.encode(errors="surrogateescape"),
+                    rng,
+                    [b"config.", b"..", b"=", b"--no"],
+                    [*b"().,='-\0\n[]{}0"],
+                ).decode(errors="surrogateescape")
             words.append(word)
         return words
 
@@ -78,6 +108,7 @@ class CommandLines(Reader):
         from ml_collections import config_flags
 
         from isnet_jax import command, config
+
         fresh, there, typed = flags.FlagValues(), command.flags, sys.argv
         argv = sys.argv = ["main", f"--config={self.folder / 'config.py'}", *words]
         try:
@@ -94,12 +125,17 @@ class CommandLines(Reader):
 
 class Evaluations(Reader):
     """results.json, images.npz and predictions, as isnet_jax.compare and report read them."""
-    FILES = ("r/results.json", mutations.text), ("r/images.npz", functools.partial(
-        mutations.archive, change=mutations.npy)), ("r/predictions/b.png", mutations.image), (
-        "w/metrics.jsonl", mutations.damaged)
+
+    FILES = (
+        ("r/results.json", mutations.text),
+        ("r/images.npz", functools.partial(mutations.archive, change=mutations.npy)),
+        ("r/predictions/b.png", mutations.image),
+        ("w/metrics.jsonl", mutations.damaged),
+    )
 
     def make_seeds(self):
         from isnet_jax import stored
+
         rng, counts = np.random.default_rng(0), []
         (self.folder / "r/predictions").mkdir(parents=True)
         (self.folder / "w").mkdir()
@@ -112,19 +148,50 @@ class Evaluations(Reader):
             picture = Image.fromarray(predicted.astype(np.uint8)).convert("L")
             picture.putpalette(bytes(range(9)))
             picture.save(self.folder / f"r/predictions/{name}.png")
-        stored.write_arrays(self.folder / "r/images.npz", name=np.array(["x/a", "b"]), file=np.array(["a", "b"]),
-                            counts=np.int32(counts), boundary=np.int32(counts) // 2)
+        stored.write_arrays(
+            self.folder / "r/images.npz",
+            name=np.array(["x/a", "b"]),
+            file=np.array(["a", "b"]),
+            counts=np.int32(counts),
+            boundary=np.int32(counts) // 2,
+        )
         record = {
-            "dataset": "ade20k", "split": "val", "images": 2, "checkpoint": str(self.folder / "w"), "step": 7,
-            "setting": {"name": "single", "mode": "slide", "crop_size": [64, 96], "flip": True, "scales": [0.75, 1.0],
-                        "resize": [2048, 512], "keep_ratio": True},
-            "config": {"model": {"backbone": "resnet50", "num_classes": 3},
-                       "data": {"name": "folder", "data_dir": str(self.folder / "nowhere"), "folder": {
-                           "name": "own", "classes": ["a", "b", "c"], "palette": [], "splits": {"val": ["x", "y"]}}}},
-            "names": ["a", "b", "c"], "palette": [[1, 2, 3], [4, 5, 6], [7, 8, 9]], "confusion": confusion.tolist(),
+            "dataset": "ade20k",
+            "split": "val",
+            "images": 2,
+            "checkpoint": str(self.folder / "w"),
+            "step": 7,
+            "setting": {
+                "name": "single",
+                "mode": "slide",
+                "crop_size": [64, 96],
+                "flip": True,
+                "scales": [0.75, 1.0],
+                "resize": [2048, 512],
+                "keep_ratio": True,
+            },
+            "config": {
+                "model": {"backbone": "resnet50", "num_classes": 3},
+                "data": {
+                    "name": "folder",
+                    "data_dir": str(self.folder / "nowhere"),
+                    "folder": {"name": "own", "classes": ["a", "b", "c"], "palette": [], "splits": {"val": ["x", "y"]}},
+                },
+            },
+            "names": ["a", "b", "c"],
+            "palette": [[1, 2, 3], [4, 5, 6], [7, 8, 9]],
+            "confusion": confusion.tolist(),
             "published": {"miou": 44.2, "source": "https://example.org"},
-            "run": {"devices": "cpu", "num_devices": 1, "seconds": 4.5, "versions": {"jax": "1"},
-                    "images_per_second": 3.5, "padding_overhead": 0.1, "date": "2026"}}
+            "run": {
+                "devices": "cpu",
+                "num_devices": 1,
+                "seconds": 4.5,
+                "versions": {"jax": "1"},
+                "images_per_second": 3.5,
+                "padding_overhead": 0.1,
+                "date": "2026",
+            },
+        }
         self.put("r/results.json", json.dumps(record).encode())
         rows = [{"step": step, "loss/total": 1 / step, "weights/miou": 0.1 * step} for step in range(1, 5)]
         self.put("w/metrics.jsonl", "\n".join(map(json.dumps, rows)).encode())
@@ -140,6 +207,7 @@ class Evaluations(Reader):
 
     def read(self, contents):
         from isnet_jax import compare, report, results
+
         for name, content in contents.items():
             self.put(name, content)
         found = results.load(self.folder / "r")
@@ -162,13 +230,23 @@ class Journals(Reader):
 
     def make_seeds(self):
         from isnet_jax.datasets import files, journal
+
         label = files.encode_label(np.zeros((3, 4), np.uint8))
         book = journal.Journal(self.folder)
         for i in range(3):
-            book.add(f"stamp {i}", journal.Finding(warnings=("careful",) * i, image=b"x" * i, label=label, size=(3, 4),
-                                                   counts=np.array([1, 2, 9]), num_bytes=len(label) + i))
+            book.add(
+                f"stamp {i}",
+                journal.Finding(
+                    warnings=("careful",) * i,
+                    image=b"x" * i,
+                    label=label,
+                    size=(3, 4),
+                    counts=np.array([1, 2, 9]),
+                    num_bytes=len(label) + i,
+                ),
+            )
         book.flush()
-        self.path, = self.folder.glob("*.npz")
+        (self.path,) = self.folder.glob("*.npz")
         return [self.path.read_bytes()]
 
     @staticmethod
@@ -177,6 +255,7 @@ class Journals(Reader):
 
     def read(self, content):
         from isnet_jax.datasets import journal
+
         self.path.write_bytes(content)
         found = [journal.Journal(self.folder).get(f"stamp {i}") for i in range(3)]
         for finding in filter(None, found):
@@ -191,9 +270,15 @@ class Progress(Reader):
 
     def make_seeds(self):
         from isnet_jax.evaluation_record import EvaluationRecord
-        self.facts = {"dataset": "d", "split": "val", "setting": {}, "names": ["a", "b"], "palette": [[0, 0, 0]] * 2,
-                      "config": {"model": dict.fromkeys(
-                          ("backbone", "num_classes", "activation", "shortcut", "dtype"), "x")}}
+
+        self.facts = {
+            "dataset": "d",
+            "split": "val",
+            "setting": {},
+            "names": ["a", "b"],
+            "palette": [[0, 0, 0]] * 2,
+            "config": {"model": dict.fromkeys(("backbone", "num_classes", "activation", "shortcut", "dtype"), "x")},
+        }
         record = EvaluationRecord(self.folder / "e", self.facts, "stamp", ["a", "b", "b"])
         record._sums = np.array([True, False, False]), np.array([[3, 1], [0, 2]])
         record.counts[0], record.boundary[0] = [[3, 2], [3, 3], [4, 2]], 1
@@ -209,6 +294,7 @@ class Progress(Reader):
 
     def read(self, content):
         from isnet_jax.evaluation_record import EvaluationRecord
+
         name = "results.json" if content[:1] in b"{[" else "progress.npz"
         self.put(f"e/{name}", content)
         try:
@@ -228,13 +314,18 @@ class Prepared(Reader):
 
     def make_seeds(self):
         from isnet_jax import datasets
+
         for kind in "images", "labels":
             (self.folder / "tree" / kind).mkdir(parents=True)
         for i in range(3):
             noise(24, 32, i).save(self.folder / f"tree/images/{i}.jpg")
             noise(24, 32, i).convert("L").point(lambda x: x // 100).save(self.folder / f"tree/labels/{i}.png")
-        self.described = {"name": "own", "classes": ("a", "b", "c"), "palette": (), "splits": {
-            "val": ("images", "labels")}}
+        self.described = {
+            "name": "own",
+            "classes": ("a", "b", "c"),
+            "palette": (),
+            "splits": {"val": ("images", "labels")},
+        }
         builder = datasets.load("folder", self.folder / "data", self.folder / "tree", self.described)
         self.whole = {path: Path(path).read_bytes() for path in sorted(Path(builder.data_path).iterdir())}
         return [self.whole]
@@ -246,6 +337,7 @@ class Prepared(Reader):
 
     def read(self, contents):
         from isnet_jax import config, datasets, input_pipeline, records
+
         for path, content in contents.items():
             path.write_bytes(content)
         records.PAUSES = ()
@@ -266,11 +358,14 @@ class Checkpoints(Reader):
 
     def make_seeds(self):
         from isnet_jax import checkpoints, config
+
         c = config.default("resnet18")
         c.model.num_classes = 5
         rng = np.random.default_rng(0)
-        self.variables = {"params": {"a": {"kernel": rng.normal(size=(3, 4)).astype(np.float32)}},
-                          "batch_stats": {"b": np.arange(5)}}
+        self.variables = {
+            "params": {"a": {"kernel": rng.normal(size=(3, 4)).astype(np.float32)}},
+            "batch_stats": {"b": np.arange(5)},
+        }
         checkpoints.save_variables(self.folder / "w", c, self.variables, "x.pth")
         self.whole = {path: path.read_bytes() for path in sorted((self.folder / "w").rglob("*")) if path.is_file()}
         return [self.whole]
@@ -286,6 +381,7 @@ class Checkpoints(Reader):
         import jax
 
         from isnet_jax import checkpoints
+
         for path, content in contents.items():
             path.write_bytes(content)
         template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.variables)
@@ -295,6 +391,7 @@ class Checkpoints(Reader):
 
 class PthZip(Reader):
     """Checkpoints of PyTorch 1.6 and later: damaged anywhere, or in the pickle with the right checksum."""
+
     SEED = "torch_zip.pth"
     OPCODES = [0, 1, 0x7F, 0x80, 0xFF, *b"()]}.0NtReubqhQcjKMJX\x85\x86\x87\x8a"]
 
@@ -309,6 +406,7 @@ class PthZip(Reader):
 
     def read(self, content):
         from isnet_jax import pth
+
         path = self.put("weights.pth", content)
         pth.load(path)
         assert all(isinstance(x, np.ndarray) for x in pth.state_dict(path).values())
@@ -316,14 +414,18 @@ class PthZip(Reader):
 
 class PthLegacy(PthZip):
     """Checkpoints of PyTorch before 1.6, half of them damaged in their pickles alone."""
+
     SEED = "torch_legacy.pth"
 
     def change(self, data, rng, seeds):
         start = data.index(b"\x80\x02", 40)
         if rng.random() < 0.5:
-            return data[:start] + self.change_member(data[start:start + 1500], rng) + data[start + 1500:]
+            return data[:start] + self.change_member(data[start : start + 1500], rng) + data[start + 1500 :]
         return self.change_member(data, rng)
 
 
-READERS = {name: kind for name, kind in vars(sys.modules[__name__]).items()
-           if isinstance(kind, type) and issubclass(kind, Reader) and kind is not Reader}
+READERS = {
+    name: kind
+    for name, kind in vars(sys.modules[__name__]).items()
+    if isinstance(kind, type) and issubclass(kind, Reader) and kind is not Reader
+}

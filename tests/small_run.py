@@ -1,4 +1,5 @@
 """A small training run, as a user would start it: a folder in CamVid's layout, its config, its command."""
+
 import os
 import subprocess
 import sys
@@ -14,9 +15,18 @@ from PIL import Image
 from isnet_jax import config
 
 ROOT = Path(__file__).parent.parent
-FIELDS = {"augment.resize": (), "augment.crop_size": (32, 32), "augment.scale_range": (1.0, 1.5),
-          "train.global_batch_size": 8, "train.epochs": 3, "test.batch_size": 8, "run.eval_every_epochs": 2,
-          "run.checkpoint_every_steps": 3, "run.keep_checkpoints": 5, "run.log_every_steps": 1}
+FIELDS = {
+    "augment.resize": (),
+    "augment.crop_size": (32, 32),
+    "augment.scale_range": (1.0, 1.5),
+    "train.global_batch_size": 8,
+    "train.epochs": 3,
+    "test.batch_size": 8,
+    "run.eval_every_epochs": 2,
+    "run.checkpoint_every_steps": 3,
+    "run.keep_checkpoints": 5,
+    "run.log_every_steps": 1,
+}
 
 
 def make_camvid(folder):
@@ -56,15 +66,25 @@ def command(*arguments, module="main"):
 
 def environment(devices=1):
     """Of a command; what one has compiled the next need not."""
-    return {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT),
-            "JAX_COMPILATION_CACHE_DIR": str(Path(tempfile.gettempdir()) / f"isnet_jax_tests_{os.getpid()}"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
+    return {
+        **os.environ,
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str(Path(tempfile.gettempdir()) / f"isnet_jax_tests_{os.getpid()}"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    }
 
 
 def run(*arguments, module="main", devices=1, cwd=ROOT):
     """A command as typed: (exit code, stdout, stderr)."""
-    done = subprocess.run(command(*arguments, module=module), capture_output=True, text=True, cwd=cwd, timeout=300,
-                          env=environment(devices))
+    done = subprocess.run(
+        command(*arguments, module=module),
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=300,
+        env=environment(devices),
+    )
     return done.returncode, done.stdout, done.stderr
 
 

@@ -1,4 +1,5 @@
 """Geometry and photometry against the official recipe stated in NumPy and OpenCV, on real images where they are."""
+
 import functools
 import hashlib
 import io
@@ -32,8 +33,11 @@ SAMPLES = {  # recipe: (images, where the label lies, label value -> train id)
     "ade20k": ("ADEChallengeData2016/images/*/*.jpg", ("images/", "annotations/"), lambda x: (x.astype(int) - 1) % 256),
     "coco_stuff": ("cocostuff_samples/images/*/*.jpg", ("images/", "annotations/"), lambda x: x),
     "lip": ("cihp_samples/Training/Images/*.jpg", ("/Images/", "/Category_ids/"), lambda x: x),
-    "cityscapes": ("mmseg_pseudo/pseudo_cityscapes_dataset/leftImg8bit/*/*/*.png", ("leftImg8bit", "gtFine"),
-                   lambda x: x),
+    "cityscapes": (
+        "mmseg_pseudo/pseudo_cityscapes_dataset/leftImg8bit/*/*/*.png",
+        ("leftImg8bit", "gtFine"),
+        lambda x: x,
+    ),
 }
 
 
@@ -88,11 +92,22 @@ def test_opencv_computes_as_it_did_for_the_official_recipe():
     rng = np.random.default_rng(0)
     image = cv2.resize(rng.integers(0, 256, (30, 30, 3)).astype(np.uint8), (473, 473), interpolation=cv2.INTER_CUBIC)
     label = cv2.resize(rng.integers(0, 20, (30, 30)).astype(np.uint8), (473, 473), interpolation=cv2.INTER_NEAREST)
-    results = (augment.turn(image, 17), augment.turn(label, 17), augment.resize(image, (333, 801)),
-               augment.resize(label, (333, 801)), cv2.cvtColor(image, cv2.COLOR_BGR2HSV),
-               cv2.cvtColor(image // 2, cv2.COLOR_HSV2BGR))
+    results = (
+        augment.turn(image, 17),
+        augment.turn(label, 17),
+        augment.resize(image, (333, 801)),
+        augment.resize(label, (333, 801)),
+        cv2.cvtColor(image, cv2.COLOR_BGR2HSV),
+        cv2.cvtColor(image // 2, cv2.COLOR_HSV2BGR),
+    )
     assert [hashlib.md5(np.ascontiguousarray(x)).hexdigest()[:8] for x in results] == [
-        "fe0a8171", "3ab6ed3c", "7567076d", "68fe28f2", "707770c7", "4c7f575f"]
+        "fe0a8171",
+        "3ab6ed3c",
+        "7567076d",
+        "68fe28f2",
+        "707770c7",
+        "4c7f575f",
+    ]
 
 
 def test_parts_of_any_jpeg_decode_as_the_whole():
@@ -111,7 +126,7 @@ def test_parts_of_any_jpeg_decode_as_the_whole():
             margin = augment.MARGIN
             box = max(top - margin, 0), max(left - margin, 0), min(bottom + margin, 157), min(right + margin, 211)
             part = augment.decode_image(data, (box[0], box[1], box[2] - box[0], box[3] - box[1]))
-            part = part[top - box[0]:][:bottom - top, left - box[1]:][:, :right - left]
+            part = part[top - box[0] :][: bottom - top, left - box[1] :][:, : right - left]
             np.testing.assert_array_equal(part, whole[top:bottom, left:right], f"{mode} {options}")
 
 
@@ -124,8 +139,10 @@ def test_no_pixel_outside_the_part_reaches_the_crop():
     for i in range(40):
         _, plan = augment.augment_label(label, augment.generator((0, 0, i)), c)
         top, left, height, width = plan.part
-        np.testing.assert_array_equal(augment.augment_image(image[top:top + height, left:left + width], plan),
-                                      augment.augment_image(image, plan._replace(part=(0, 0, 375, 500))))
+        np.testing.assert_array_equal(
+            augment.augment_image(image[top : top + height, left : left + width], plan),
+            augment.augment_image(image, plan._replace(part=(0, 0, 375, 500))),
+        )
 
 
 def test_lip_mirror_equals_the_mirrored_labels_of_cihp():
@@ -133,9 +150,12 @@ def test_lip_mirror_equals_the_mirrored_labels_of_cihp():
     c = settings("lip")
     c.resize, c.scale_range, c.crop_size, c.rotate_probability = (), (1.0, 1.0), (800, 800), 0.0
     mirrored = 0
-    for image, label in pairs("lip"):
-        path = next(path for path in DATA.glob("cihp_samples/Training/Category_ids/*.png")
-                    if np.array_equal(np.array(Image.open(path)), label))
+    for _, label in pairs("lip"):
+        path = next(
+            path
+            for path in DATA.glob("cihp_samples/Training/Category_ids/*.png")
+            if np.array_equal(np.array(Image.open(path)), label)
+        )
         golden = np.array(Image.open(DATA / "cihp_samples/Training/Category_rev_ids" / path.name))
         for index in range(6):
             found, plan = augment.augment_label(label, augment.generator((0, 0, index)), c)
@@ -174,7 +194,7 @@ def test_crops_without_two_classes_or_with_one_too_large_are_tried_again():
     label[:8] = augment.IGNORED  # counts nowhere
 
     def share(left):
-        part = label[8:, left:left + 64]
+        part = label[8:, left : left + 64]
         return max((part == 0).mean(), (part == 1).mean())
 
     tries = []
@@ -186,7 +206,7 @@ def test_crops_without_two_classes_or_with_one_too_large_are_tried_again():
         good = [left for left in proposals if share(left) < 0.75]
         assert left == (good[0] if good else proposals[-1])
         tries.append(share(left) < 0.75)
-    expected = 1 - (1 - np.mean([share(left) < 0.75 for left in range(337)]))**10
+    expected = 1 - (1 - np.mean([share(left) < 0.75 for left in range(337)])) ** 10
     assert chance(sum(tries), 400, expected)
 
 
@@ -217,9 +237,11 @@ def test_photometry_equals_the_official_recipe():
     different = 0
     for i, image in enumerate(images):
         names = "brightness", "contrast", "saturation", "hue"
-        expected = recipe["distort"](image, **{name: draws[name][i] if chosen else None
-                                               for name, chosen in zip(names, draws["chosen"][:, i])},
-                                     contrast_early=draws["contrast_early"][i])
+        expected = recipe["distort"](
+            image,
+            **{name: draws[name][i] if chosen else None for name, chosen in zip(names, draws["chosen"][:, i])},
+            contrast_early=draws["contrast_early"][i],
+        )
         error = np.abs(found[i] - expected)
         assert error.max() <= 3  # one, enlarged by what comes after
         different += (error > 0).sum()
@@ -266,6 +288,7 @@ def test_normalisation_leaves_zeros_outside_the_window():
 def test_evaluation_resizes_as_the_official_code():
     """Decoded by libjpeg with the accurate transform and resized by OpenCV to (2048, 512): within one grey level."""
     from isnet_jax import config, input_pipeline, records
+
     found = pairs("ade20k")
     source = records.Records([{"image": image, "label": png(label)} for image, label in found])
     c = config.default()
@@ -280,6 +303,6 @@ def test_evaluation_resizes_as_the_official_code():
         height, width = batch["image_size"][0]
         assert (width, height) == size
         assert np.abs(batch["image"][0, :height, :width].astype(int) - official).max() <= 1
-        np.testing.assert_array_equal(batch["label"][0, :label.shape[0], :label.shape[1]], label)
+        np.testing.assert_array_equal(batch["label"][0, : label.shape[0], : label.shape[1]], label)
         seen += 1
     assert seen == len(found)

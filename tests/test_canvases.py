@@ -1,4 +1,5 @@
 """The canvas optimiser: budget, fit, and what it saves on the real sizes of ADE20K."""
+
 import csv
 import itertools
 from pathlib import Path
@@ -36,8 +37,10 @@ def test_merging_comes_near_the_best_partition():
     ratios = []
     for _ in range(20):
         sizes = rng.integers(100, 600, (7, 2))
-        best = min(sum(len(part) * canvases.cost(part.max(0)) for part in (sizes[mask], sizes[~mask]) if len(part))
-                   for mask in map(np.array, itertools.product([False, True], repeat=7)))
+        best = min(
+            sum(len(part) * canvases.cost(part.max(0)) for part in (sizes[mask], sizes[~mask]) if len(part))
+            for mask in map(np.array, itertools.product([False, True], repeat=7))
+        )
         found = canvases.choose(sizes, 2)
         ratios.append(canvases.cost(found.sizes[found.which]).sum() / best)
     assert min(ratios) >= 1 and np.mean(ratios) < 1.03
@@ -48,12 +51,15 @@ def test_padding_on_the_sizes_of_ade20k():
     if not SIZES.exists():
         pytest.skip(f"the list of sizes is not at {SIZES}")
     from isnet_jax.resizing import target_size
+
     with open(SIZES) as file:
         original = np.array([(int(row["height"]), int(row["width"])) for row in csv.DictReader(file)])
     sizes = np.concatenate([[target_size(h, w, (2048, 512), True) for h, w in original.tolist()], original], axis=1)
     assert len(sizes) == 20210 and len(np.unique(sizes, axis=0)) > 3000
     found = canvases.choose(sizes, 8, (1, 0.1))
     network = canvases.overhead(found._replace(sizes=found.sizes[:, :2]), sizes[:, :2])
-    print(f"8 programs: {100 * network:.2f} % padding of the network's input, "
-          f"{100 * canvases.overhead(found, sizes, (1, 0.1)):.2f} % with labels at a tenth")
+    print(
+        f"8 programs: {100 * network:.2f} % padding of the network's input, "
+        f"{100 * canvases.overhead(found, sizes, (1, 0.1)):.2f} % with labels at a tenth"
+    )
     assert len(found.sizes) == 8 and network < 0.06

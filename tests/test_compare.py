@@ -1,4 +1,5 @@
 """Comparing evaluations: intervals against a plain loop and against known truth, agreement by hand, the command."""
+
 import json
 import os
 import subprocess
@@ -29,14 +30,40 @@ def write_evaluation(directory, names, truths, predictions, **changes):
         image.putpalette(np.array(PALETTE, np.uint8).tobytes())
         image.save(directory / "predictions" / f"{name}.png")
     counts = np.array([metrics.class_counts(confusion) for confusion in confusions])
-    record = {"dataset": "cityscapes", "split": "val", "images": len(names), "checkpoint": "runs/x", "step": 7,
-              "setting": {"name": "single", "mode": "whole", "crop_size": None, "scales": [1.0], "flip": False,
-                          "resize": [], "keep_ratio": True},
-              "config": {"model": {"backbone": "resnet50"}}, "names": NAMES, "palette": PALETTE,
-              "confusion": sum(confusions).tolist(), "boundary": counts.sum(0).tolist(), "protocols": {}, "run": {}}
+    record = {
+        "dataset": "cityscapes",
+        "split": "val",
+        "images": len(names),
+        "checkpoint": "runs/x",
+        "step": 7,
+        "setting": {
+            "name": "single",
+            "mode": "whole",
+            "crop_size": None,
+            "scales": [1.0],
+            "flip": False,
+            "resize": [],
+            "keep_ratio": True,
+        },
+        "config": {"model": {"backbone": "resnet50"}},
+        "names": NAMES,
+        "palette": PALETTE,
+        "confusion": sum(confusions).tolist(),
+        "boundary": counts.sum(0).tolist(),
+        "protocols": {},
+        "run": {},
+    }
     (directory / "results.json").write_text(json.dumps(record | changes))
-    save(directory, {"name": np.array(names), "file": np.array(names), "index": np.arange(len(names)),
-                     "counts": counts.astype(np.int32), "boundary": counts.astype(np.int32)})
+    save(
+        directory,
+        {
+            "name": np.array(names),
+            "file": np.array(names),
+            "index": np.arange(len(names)),
+            "counts": counts.astype(np.int32),
+            "boundary": counts.astype(np.int32),
+        },
+    )
     return directory
 
 
@@ -157,8 +184,14 @@ def test_prints_what_it_returns(pair, capsys):
     assert any(line.startswith("predictions: ") for line in lines)
 
 
-@pytest.mark.parametrize("change, told", [
-    ({"split": "train"}, "split"), ({"dataset": "lip"}, "data"), ({"names": ["road", "sky", "car", "van"]}, "class 3")])
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"split": "train"}, "split"),
+        ({"dataset": "lip"}, "data"),
+        ({"names": ["road", "sky", "car", "van"]}, "class 3"),
+    ],
+)
 def test_other_data_are_refused(pair, change, told):
     path = pair[1] / "results.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -182,21 +215,24 @@ def test_other_images_and_other_labels_are_refused(pair):
         compare.compare(a, b)
 
 
-@pytest.mark.parametrize("damage, told", [
-    (lambda a: (a / "results.json").unlink(), "no results.json"),
-    (lambda a: (a / "results.json").write_text("{"), "cannot be read"),
-    (lambda a: (a / "results.json").write_text('{"step": 6, "weights": {}}'), "training run"),
-    (lambda a: (a / "images.npz").unlink(), "images.npz cannot be read"),
-    (lambda a: (a / "images.npz").write_bytes(b"PK\3\4 cut off"), "images.npz cannot be read"),
-    (lambda a: save(a, {"name": ["x"], "file": ["x"]}), "images.npz cannot be read"),
-    (lambda a: save(a, arrays(a) | {"file": ["x"]}), "do not fit"),
-    (lambda a: save(a, arrays(a) | {"counts": arrays(a)["counts"] + 1}), "different pixels"),
-    (lambda a: (a / "predictions" / "frame2.png").unlink(), "frame2.png cannot be read"),
-    (lambda a: (a / "predictions" / "frame2.png").write_bytes(b"\x89PNG\r\n"), "frame2.png cannot be read"),
-    (lambda a: Image.new("RGB", (12, 10)).save(a / "predictions" / "frame2.png"), "mode is RGB"),
-    (lambda a: Image.new("L", (12, 10), 9).save(a / "predictions" / "frame2.png"), "holds class 9"),
-    (lambda a: Image.new("L", (9, 9), 1).save(a / "predictions" / "frame2.png"), "different sizes"),
-])
+@pytest.mark.parametrize(
+    "damage, told",
+    [
+        (lambda a: (a / "results.json").unlink(), "no results.json"),
+        (lambda a: (a / "results.json").write_text("{"), "cannot be read"),
+        (lambda a: (a / "results.json").write_text('{"step": 6, "weights": {}}'), "training run"),
+        (lambda a: (a / "images.npz").unlink(), "images.npz cannot be read"),
+        (lambda a: (a / "images.npz").write_bytes(b"PK\3\4 cut off"), "images.npz cannot be read"),
+        (lambda a: save(a, {"name": ["x"], "file": ["x"]}), "images.npz cannot be read"),
+        (lambda a: save(a, arrays(a) | {"file": ["x"]}), "do not fit"),
+        (lambda a: save(a, arrays(a) | {"counts": arrays(a)["counts"] + 1}), "different pixels"),
+        (lambda a: (a / "predictions" / "frame2.png").unlink(), "frame2.png cannot be read"),
+        (lambda a: (a / "predictions" / "frame2.png").write_bytes(b"\x89PNG\r\n"), "frame2.png cannot be read"),
+        (lambda a: Image.new("RGB", (12, 10)).save(a / "predictions" / "frame2.png"), "mode is RGB"),
+        (lambda a: Image.new("L", (12, 10), 9).save(a / "predictions" / "frame2.png"), "holds class 9"),
+        (lambda a: Image.new("L", (9, 9), 1).save(a / "predictions" / "frame2.png"), "different sizes"),
+    ],
+)
 def test_damage_is_told(pair, damage, told):
     damage(pair[0])
     with pytest.raises(UserError, match=told):
@@ -204,8 +240,14 @@ def test_damage_is_told(pair, damage, told):
 
 
 def run(*words, cwd):
-    return subprocess.run([sys.executable, "-m", "isnet_jax.compare", *map(str, words)], capture_output=True, text=True,
-                          cwd=cwd, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-m", "isnet_jax.compare", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        timeout=300,
+    )
 
 
 def test_command_line_of_two(pair, tmp_path):
@@ -229,9 +271,15 @@ def test_command_line_of_one(pair, tmp_path):
     assert "1 class is neither predicted nor in the truth" in found.stdout and "categories" not in record
 
 
-@pytest.mark.parametrize("words, code, told", [
-    (["nowhere"], 1, "error: nowhere holds no results.json"), (["a", "b", "c"], 2, "a word too many: c"),
-    ([], 2, "DIR is missing"), (["nowhere", "--output=x.txt"], 1, "must be a file named *.json")])
+@pytest.mark.parametrize(
+    "words, code, told",
+    [
+        (["nowhere"], 1, "error: nowhere holds no results.json"),
+        (["a", "b", "c"], 2, "a word too many: c"),
+        ([], 2, "DIR is missing"),
+        (["nowhere", "--output=x.txt"], 1, "must be a file named *.json"),
+    ],
+)
 def test_mistakes_are_told_in_a_paragraph(tmp_path, words, code, told):
     found = run(*words, cwd=tmp_path)
     assert found.returncode == code and told in found.stderr and "Traceback" not in found.stderr

@@ -1,4 +1,5 @@
 """compile_check: its numbers against numbers counted otherwise, its advice, its errors."""
+
 import importlib.util
 import os
 import re
@@ -35,8 +36,9 @@ def reports():
 
 def test_memory_is_that_of_parameters_statistics_momentum_and_batch(reports):
     shapes = jax.eval_shape(create_model(small().model).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    params, stats = (sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes[name]))
-                     for name in ("params", "batch_stats"))
+    params, stats = (
+        sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes[name])) for name in ("params", "batch_stats")
+    )
     train, evaluate = reports
     pixels = 2 * 32 * 48  # of half of the batch
     assert train.memory["arguments"] == 2 * params + stats + 2 * 4 + pixels * 4 + 2 * 16  # two counters, windows
@@ -75,8 +77,9 @@ def test_flops_count_turns_passes_and_no_inserted_zeros():
         return jax.lax.scan(lambda c, _: (jnp.matmul(c, a, precision="highest"), None), a, None, length=7)[0]
 
     def conv(x, w, stride=1):
-        return jax.lax.conv_general_dilated(x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                                            precision="high")
+        return jax.lax.conv_general_dilated(
+            x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="high"
+        )
 
     assert count(loop, (8, 8)) == (7 * 2 * 8**3, 6 * 7 * 2 * 8**3)
     assert count(loop, (8, 8), dtype=jnp.bfloat16) == (7 * 2 * 8**3,) * 2
@@ -144,18 +147,41 @@ def test_traffic_of_a_known_program():
 
 def test_what_xla_wants_when_memory_runs_out():
     wanted = compile_check.wanted_bytes
-    assert wanted("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
-                  "(37.29G) exceeds available HBM (15.75G).") == 37.29 * 2**30
-    assert wanted("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used "
-                  "900.50M of 15.75G hbm.") == 900.5 * 2**20
+    assert (
+        wanted(
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
+            "(37.29G) exceeds available HBM (15.75G)."
+        )
+        == 37.29 * 2**30
+    )
+    assert (
+        wanted(
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used "
+            "900.50M of 15.75G hbm."
+        )
+        == 900.5 * 2**20
+    )
     assert wanted("INVALID_ARGUMENT: Used 3G") is wanted("RESOURCE_EXHAUSTED: quota") is None
 
 
 def report(name="train", temporaries=30, rest=2, **fields):
     memory = {"arguments": rest * 2**30, "temporaries": temporaries * 2**30}
-    values = dict(name=name, images=16, size=(512, 512), memory=memory, wanted=(temporaries + rest) * 2**30,
-                  capacity=15.75 * 2**30, flops=2e12, traffic=1e10, collectives={}, compute_seconds=0.012,
-                  memory_seconds=0.1, estimated_seconds=None, compile_seconds=60, thorough=True)
+    values = dict(
+        name=name,
+        images=16,
+        size=(512, 512),
+        memory=memory,
+        wanted=(temporaries + rest) * 2**30,
+        capacity=15.75 * 2**30,
+        flops=2e12,
+        traffic=1e10,
+        collectives={},
+        compute_seconds=0.012,
+        memory_seconds=0.1,
+        estimated_seconds=None,
+        compile_seconds=60,
+        thorough=True,
+    )
     return compile_check.Report(**values | fields)
 
 
@@ -215,18 +241,24 @@ def test_without_libtpu(monkeypatch):
 
 
 def run(*words):
-    code = ("import runpy, sys\nsys.argv[0] = 'compile_check'\ntry:\n"
-            "    runpy.run_module('isnet_jax.compile_check', run_name='__main__')\n"
-            "finally:\n    assert 'tensorflow' not in sys.modules\n")
+    code = (
+        "import runpy, sys\nsys.argv[0] = 'compile_check'\ntry:\n"
+        "    runpy.run_module('isnet_jax.compile_check', run_name='__main__')\n"
+        "finally:\n    assert 'tensorflow' not in sys.modules\n"
+    )
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": ""}
-    return subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, text=True, capture_output=True, timeout=900,
-                          env=environment)
+    return subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=ROOT, text=True, capture_output=True, timeout=900, env=environment
+    )
 
 
-@pytest.mark.parametrize("words, code, message", [
-    (["--config=configs/quickstart.py", "--programs=test"], 2, "--programs=test must name train and evaluate"),
-    (["--config=configs/quickstart.py", "--image_size=12"], 2, "--image_size=12 must be as in 512x683"),
-])
+@pytest.mark.parametrize(
+    "words, code, message",
+    [
+        (["--config=configs/quickstart.py", "--programs=test"], 2, "--programs=test must name train and evaluate"),
+        (["--config=configs/quickstart.py", "--image_size=12"], 2, "--image_size=12 must be as in 512x683"),
+    ],
+)
 def test_command_line(words, code, message):
     done = run(*words)
     assert done.returncode == code and message in done.stderr and "Traceback" not in done.stderr
@@ -248,8 +280,12 @@ def test_tpus():
     assert done.returncode == 0 and done.stderr == "" and done.stdout.endswith("fits\n")
     assert done.stdout.startswith("quickstart, bfloat16, for 8 v5e devices")
     assert re.search(r"\nGiB there are +15.750 +15.750\n", done.stdout) and re.search(r"\nall-reduce +\d", done.stdout)
-    done = run("--config=configs/quickstart.py", "--topology=v5e:1x1", "--config.train.global_batch_size=4096",
-               "--programs=train")
+    done = run(
+        "--config=configs/quickstart.py",
+        "--topology=v5e:1x1",
+        "--config.train.global_batch_size=4096",
+        "--programs=train",
+    )
     assert done.returncode == 1
     assert re.match(r"error: The program train wants \d+.\d GiB on each device", done.stderr)
     assert "chips instead of 1" in done.stderr.replace("\n", " ")

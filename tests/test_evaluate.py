@@ -1,4 +1,7 @@
 """Scores, and predictions at the original size."""
+
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,7 +47,7 @@ def test_predictions_at_mixed_sizes_equal_those_one_by_one():
     logits = rng.standard_normal((2, 16, 17, 5)).astype(np.float32)
     found = inference.predict_classes([(jnp.asarray(logits), feature_sizes)], (110, 140), sizes)
     for i, ((h, w), (fh, fw)) in enumerate(zip(sizes, feature_sizes)):
-        expected = resize(jnp.asarray(logits[i:i + 1, :fh, :fw]), (h, w))[0].argmax(-1)
+        expected = resize(jnp.asarray(logits[i : i + 1, :fh, :fw]), (h, w))[0].argmax(-1)
         assert (np.asarray(found[i, :h, :w]) == expected).mean() > 0.9999  # ties within rounding
 
 
@@ -64,8 +67,13 @@ def test_batches_of_mixed_sizes_over_devices_equal_single_images(name, x64):
     variables = random_variables(model, dtype=np.float64)
     rng = np.random.default_rng(0)
     sizes = [(33, 49), (40, 56), (35, 41), (40, 56), (33, 49), (35, 41), (40, 56), (33, 49)]
-    batch = {"image": np.zeros((8, 40, 56, 3), np.uint8), "label": np.full((8, 40, 56), 255, np.uint8),
-             "image_size": np.array(sizes), "label_size": np.array(sizes), "index": np.arange(8)}
+    batch = {
+        "image": np.zeros((8, 40, 56, 3), np.uint8),
+        "label": np.full((8, 40, 56), 255, np.uint8),
+        "image_size": np.array(sizes),
+        "label_size": np.array(sizes),
+        "index": np.arange(8),
+    }
     for i, (h, w) in enumerate(sizes):
         batch["image"][i, :h, :w] = rng.integers(0, 256, (h, w, 3))
         batch["label"][i, :h, :w] = rng.integers(0, 6, (h, w))
@@ -76,13 +84,23 @@ def test_batches_of_mixed_sizes_over_devices_equal_single_images(name, x64):
         mesh = sharding.make_mesh(devices=jax.devices()[:devices])
         step = evaluation.make_eval_step(model, mesh, SETTINGS[name], boundary=True)
         seen = []
-        scores = evaluation.evaluate(step, variables, iter([batch]), plan, mesh, lambda *args: seen.append(args[2]))
+        collect = functools.partial(lambda seen, *args: seen.append(args[2]), seen)
+        scores = evaluation.evaluate(step, variables, iter([batch]), plan, mesh, collect)
         results[devices] = (scores["confusion"], *(np.asarray(seen[0][key]) for key in ("counts", "boundary")))
-    alone = jax.jit(lambda batch: evaluation.eval_step(variables, batch, False, model=model, settings=SETTINGS[name],
-                                                       boundary=True))
-    single = [alone({"image": batch["image"][i:i + 1, :h, :w], "label": batch["label"][i:i + 1, :h, :w],
-                     "image_size": np.array([(h, w)]), "label_size": np.array([(h, w)])})
-              for i, (h, w) in enumerate(sizes)]
+    alone = jax.jit(
+        lambda batch: evaluation.eval_step(variables, batch, False, model=model, settings=SETTINGS[name], boundary=True)
+    )
+    single = [
+        alone(
+            {
+                "image": batch["image"][i : i + 1, :h, :w],
+                "label": batch["label"][i : i + 1, :h, :w],
+                "image_size": np.array([(h, w)]),
+                "label_size": np.array([(h, w)]),
+            }
+        )
+        for i, (h, w) in enumerate(sizes)
+    ]
     for confusion, counts, bands in results.values():
         assert confusion.sum() == (batch["label"] != 255).sum()
         np.testing.assert_array_equal(confusion, sum(np.asarray(result["confusion"]) for result in single))
@@ -95,9 +113,15 @@ def test_memory_does_not_grow_with_the_number_of_windows():
     model = create_model({"backbone": "resnet18", "num_classes": 5})
     variables = jax.eval_shape(lambda: random_variables(model))
     memory = {}
-    batch = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape, dtype in (
-        ("image", (2, 64, 384, 3), np.uint8), ("label", (2, 64, 384), np.uint8),
-        ("image_size", (2, 2), np.int32), ("label_size", (2, 2), np.int32))}
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, dtype)
+        for name, shape, dtype in (
+            ("image", (2, 64, 384, 3), np.uint8),
+            ("label", (2, 64, 384), np.uint8),
+            ("image_size", (2, 2), np.int32),
+            ("label_size", (2, 2), np.int32),
+        )
+    }
     for stride in (48, 12):  # 8 and 29 windows
         settings = {"mode": "slide", "crop_size": (64, 48), "stride": (64, stride), "average": "softmax"}
         step = evaluation.make_eval_step(model, sharding.make_mesh(devices=jax.devices()[:1]), settings)
@@ -108,6 +132,7 @@ def test_memory_does_not_grow_with_the_number_of_windows():
 def test_boundary_bands_equal_erosion_class_by_class():
     """Boundary IoU's definition: of each class's mask, what OpenCV's erosion takes away."""
     import cv2
+
     rng = np.random.default_rng(0)
     sizes = np.array([(90, 130), (64, 50), (20, 17), (1, 40)])
     classes = np.zeros((4, 96, 130), np.uint8)
@@ -121,6 +146,6 @@ def test_boundary_bands_equal_erosion_class_by_class():
         for k in np.unique(image):
             mask = (image == k).astype(np.uint8)
             bordered = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-            eroded = cv2.erode(bordered, np.ones((3, 3), np.uint8), iterations=reach)[1:h + 1, 1:w + 1]
+            eroded = cv2.erode(bordered, np.ones((3, 3), np.uint8), iterations=reach)[1 : h + 1, 1 : w + 1]
             expected |= mask.astype(bool) & ~eroded.astype(bool)
         np.testing.assert_array_equal(band[:h, :w], expected)

@@ -1,4 +1,5 @@
 """isnet_jax.evaluate as a user types it: mixed sizes, resuming after a kill, mistakes."""
+
 import json
 import os
 import subprocess
@@ -60,8 +61,14 @@ def run(place, *words, code=None):
     """Exit code, standard output and error of the command, or of Python code before it."""
     words = ["--config=config.py", *words]
     start = ["-m", "isnet_jax.evaluate"] if code is None else ["-c", code]
-    done = subprocess.run([sys.executable, *start, *words], capture_output=True, text=True, cwd=place, timeout=300,
-                          env={**os.environ, "JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [sys.executable, *start, *words],
+        capture_output=True,
+        text=True,
+        cwd=place,
+        timeout=300,
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(ROOT)},
+    )
     return done.returncode, done.stdout, " ".join(done.stderr.split())
 
 
@@ -119,8 +126,14 @@ def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(place):
     assert code == 1 and "is damaged" in err
 
 
-FACTS = {"dataset": "d", "split": "val", "names": ["a", "b"], "palette": [[0, 0, 0], [9, 9, 9]],
-         "setting": {"name": "single"}, "config": {"model": dict.fromkeys(evaluation_record.RELEVANT)}}
+FACTS = {
+    "dataset": "d",
+    "split": "val",
+    "names": ["a", "b"],
+    "palette": [[0, 0, 0], [9, 9, 9]],
+    "setting": {"name": "single"},
+    "config": {"model": dict.fromkeys(evaluation_record.RELEVANT)},
+}
 
 
 def record_with_batch(directory, indices, stamp="x"):
@@ -129,8 +142,12 @@ def record_with_batch(directory, indices, stamp="x"):
     count = len(indices)
     predictions = jax.numpy.zeros((count, 4, 4), "uint8")
     counts = np.tile(np.array([[10, 0], [16, 0], [10, 6]]), (count, 1, 1))
-    result = {"predictions": predictions, "counts": counts, "boundary": counts,
-              "confusion": count * np.array([[10, 0], [6, 0]])}
+    result = {
+        "predictions": predictions,
+        "counts": counts,
+        "boundary": counts,
+        "confusion": count * np.array([[10, 0], [6, 0]]),
+    }
     batch = {"index": np.array(indices), "label_size": np.full((count, 2), 4)}
     return record, (EvalBatch((4, 4), (4, 4), False, np.array(indices)), batch, result)
 
@@ -165,14 +182,17 @@ def test_official_files_and_tta(place):
     assert record["setting"]["scales"] == [1.0, 0.5] and record["setting"]["flip"] and record["step"] is None
 
 
-@pytest.mark.parametrize("words, code, part", [
-    ((), 2, "--checkpoint=DIR_or_FILE.pth is missing"),
-    (("--checkpoint=nowhere",), 1, "--checkpoint=nowhere does not exist"),
-    (("--checkpoint=weights", "--protocol=oficial"), 2, "--protocol=oficial is none of official"),
-    (("--checkpoint=weights", "--config.data.eval_split=test"), 1, "has no split 'test'"),
-    (("--checkpoint=weights", "--config.model.backbone=resnet34"), 1, "of another network"),
-    (("--checkpoint=weights", "--ema"), 1, "holds no moving average"),
-])
+@pytest.mark.parametrize(
+    "words, code, part",
+    [
+        ((), 2, "--checkpoint=DIR_or_FILE.pth is missing"),
+        (("--checkpoint=nowhere",), 1, "--checkpoint=nowhere does not exist"),
+        (("--checkpoint=weights", "--protocol=oficial"), 2, "--protocol=oficial is none of official"),
+        (("--checkpoint=weights", "--config.data.eval_split=test"), 1, "has no split 'test'"),
+        (("--checkpoint=weights", "--config.model.backbone=resnet34"), 1, "of another network"),
+        (("--checkpoint=weights", "--ema"), 1, "holds no moving average"),
+    ],
+)
 def test_mistakes(place, words, code, part):
     found, out, err = run(place, *words)
     assert found == code and part in err and "Traceback" not in err, err

@@ -1,4 +1,5 @@
 """Real faults in real runs; afterwards the weights are, bit for bit, those of a run that nothing happened to."""
+
 import contextlib
 import os
 import random
@@ -12,8 +13,17 @@ import time
 import jax
 import numpy as np
 import pytest
-from small_run import (ROOT, assert_same_weights, command, environment, make_camvid, overrides, run, small_config,
-                       unwrapped)
+from small_run import (
+    ROOT,
+    assert_same_weights,
+    command,
+    environment,
+    make_camvid,
+    overrides,
+    run,
+    small_config,
+    unwrapped,
+)
 
 from isnet_jax import checkpoints, datasets, input_pipeline, job, sharding
 from isnet_jax.errors import UserError
@@ -46,8 +56,15 @@ class Started:
     """A command that runs; `lines` is what it has printed so far."""
 
     def __init__(self, words, **more):
-        self.process = subprocess.Popen(words, cwd=ROOT, env={**environment(), **more}, text=True, bufsize=1,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            words,
+            cwd=ROOT,
+            env={**environment(), **more},
+            text=True,
+            bufsize=1,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         self.lines = []
         threading.Thread(target=lambda: self.lines.extend(iter(self.process.stdout.readline, "")), daemon=True).start()
 
@@ -67,8 +84,9 @@ class Started:
         return self.process.returncode, self.process.stderr.read()
 
 
-@pytest.mark.parametrize("number, code, line", [(signal.SIGTERM, 75, "stopped by SIGTERM"),
-                                                (signal.SIGINT, 130, "interrupted")])
+@pytest.mark.parametrize(
+    "number, code, line", [(signal.SIGTERM, 75, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")]
+)
 def test_a_signal_saves_the_step_and_the_run_goes_on(number, code, line, camvid, undisturbed, tmp_path):
     started = Started(command(*arguments(camvid, tmp_path / "run", **{"run.checkpoint_every_steps": 100})))
     started.wait_for("^step +2/")
@@ -96,6 +114,7 @@ def test_a_signal_while_evaluating_repeats_the_evaluation_alone(camvid, undistur
 
 def _metrics(workdir):
     from isnet_jax.log import read_metrics
+
     return read_metrics(workdir / "metrics.jsonl")
 
 
@@ -105,12 +124,19 @@ def test_killed_at_random_moments(kills, camvid, undisturbed, tmp_path):
     rng, words = random.Random(0), command(*arguments(camvid, tmp_path / "run", **{"run.checkpoint_every_steps": 1}))
     start = time.monotonic()
     shutil.copytree(undisturbed, tmp_path / "clock")  # a finished run: how long a start takes
-    subprocess.run(command(*arguments(camvid, tmp_path / "clock")), cwd=ROOT, env=environment(), check=True,
-                   capture_output=True)
+    subprocess.run(
+        command(*arguments(camvid, tmp_path / "clock")), cwd=ROOT, env=environment(), check=True, capture_output=True
+    )
     usual = time.monotonic() - start
     for _ in range(kills):
-        process = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL,
-                                   start_new_session=True, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            words,
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+            stderr=subprocess.PIPE,
+        )
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(rng.uniform(0, 1.5 * usual))
             assert process.returncode == 0, process.stderr.read()
@@ -141,8 +167,9 @@ def test_a_full_disk(camvid, undisturbed, small_disk):
     workdir = small_disk / "run"
     code, out, err = run(*arguments(camvid, workdir))
     assert code == 1 and "Traceback" not in err + out, err
-    assert re.search("cannot be written .*No space left.*Make room.*goes on from the checkpoint of step 3",
-                     unwrapped(err)), err
+    assert re.search(
+        "cannot be written .*No space left.*Make room.*goes on from the checkpoint of step 3", unwrapped(err)
+    ), err
     subprocess.run(["mount", "-o", "remount,size=2g", small_disk], check=True)
     code, out, err = run(*arguments(camvid, workdir))
     assert code == 0 and "going on from step 3\n" in out, err
@@ -173,11 +200,12 @@ DAMAGE = {
 def test_a_damaged_checkpoint_is_put_aside_for_the_one_before(damage, tmp_path, capsys):
     """What each kind of damage is, is told; the next start does not see it any more."""
     mesh = sharding.make_mesh("data=2", devices=jax.devices()[:2])
-    rng = np.random.default_rng(0)
 
     def state(step):
         import jax.numpy as jnp
+
         from isnet_jax.train import TrainState
+
         kernel = jnp.asarray(np.random.default_rng(step).standard_normal((64, 1000)), jnp.float32)
         return TrainState(jnp.int32(step), {"a": {"kernel": kernel}}, {"mean": kernel[0]}, (kernel,), None)
 
@@ -185,11 +213,12 @@ def test_a_damaged_checkpoint_is_put_aside_for_the_one_before(damage, tmp_path, 
     for step in (1, 2, 3):
         saved.save(step, state(step))
     saved.close()
-    for step in ("3", "2")[:1 + (damage == "a bit")]:
+    for step in ("3", "2")[: 1 + (damage == "a bit")]:
         DAMAGE[damage](tmp_path / "checkpoints" / step)
     last = 1 if damage == "a bit" else 2
-    template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(mesh)),
-                            state(0))
+    template = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(mesh)), state(0)
+    )
     saved = checkpoints.Checkpoints(tmp_path, {"name": "run"})
     found = saved.restore(template)
     jax.tree.map(np.testing.assert_array_equal, found, state(last))
@@ -232,8 +261,11 @@ def test_a_loss_that_is_not_a_number(camvid, tmp_path):
     c = small_config(camvid, **{"train.base_lr": 1e30, "run.checkpoint_every_steps": 1})
     with pytest.raises(UserError) as raised:
         job.run(c, tmp_path / "run")
-    found = re.search(r"At step (\d+) the loss is .*; the batch held (.*)\. The last checkpoint, of step (\d+), is "
-                      r"from before it\. Look at those", str(raised.value))
+    found = re.search(
+        r"At step (\d+) the loss is .*; the batch held (.*)\. The last checkpoint, of step (\d+), is "
+        r"from before it\. Look at those",
+        str(raised.value),
+    )
     step = int(found[1])
     assert int(found[3]) == step - 1 and sorted(os.listdir(tmp_path / "run" / "checkpoints"))[-1] == str(step - 1)
     _, indices = input_pipeline.batch_indices(step - 1, 18, 8, 0)
@@ -243,12 +275,13 @@ def test_a_loss_that_is_not_a_number(camvid, tmp_path):
 def test_records_that_became_unreadable_are_named(camvid, undisturbed, tmp_path, monkeypatch):
     """The shard itself is damaged, as by a failing disk; nothing of the run is lost."""
     from isnet_jax import records
+
     monkeypatch.setattr(records, "PAUSES", (0.01, 0.01))
     shutil.copytree(camvid[1], tmp_path / "data")
     [shard] = (tmp_path / "data").rglob("*train.array_record*")
     data = bytearray(shard.read_bytes())
     for place in range(2000, len(data) - 2000, 1500):
-        data[place] ^= 0xff
+        data[place] ^= 0xFF
     shard.write_bytes(data)
     c = small_config((camvid[0], tmp_path / "data"), **FIELDS)
     with pytest.raises(UserError, match=r"The example \d{3} (cannot be read from|in) .*camvid.*prepare"):

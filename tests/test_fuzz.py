@@ -2,6 +2,7 @@
 
 Each reader of `readers.py` gets thousands of damaged files in a process of its own, which is watched.
 """
+
 import contextlib
 import faulthandler
 import json
@@ -24,14 +25,50 @@ from isnet_jax.errors import UserError
 ROOT = Path(__file__).parents[1]
 SECONDS, MEGABYTES = 5, 250  # for one file, and for all of them together
 PIXELS = 10**6  # taken for MAX_PIXELS here, so that what is within the bounds is quick
-QUICK = dict(Photographs=700, DataImages=500, DataLabels=700, Records=500, Matrices=500, RecordedConfigs=150,
-             CommandLines=150, Evaluations=400, Journals=400, Progress=300, Prepared=40, Checkpoints=20, PthZip=500,
-             PthLegacy=500)
+QUICK = dict(
+    Photographs=700,
+    DataImages=500,
+    DataLabels=700,
+    Records=500,
+    Matrices=500,
+    RecordedConfigs=150,
+    CommandLines=150,
+    Evaluations=400,
+    Journals=400,
+    Progress=300,
+    Prepared=40,
+    Checkpoints=20,
+    PthZip=500,
+    PthLegacy=500,
+)
 SLOW = {**dict.fromkeys(QUICK, 10_000), "Checkpoints": 1_000}
-FORBIDDEN = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.spawn", "pty.spawn",
-             "pickle.", "socket.connect", "socket.bind", "socket.getaddrinfo", "urllib.", "ftplib.", "http.")
-CHANGES = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.chmod", "os.truncate",
-           "shutil.")
+FORBIDDEN = (
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "os.spawn",
+    "pty.spawn",
+    "pickle.",
+    "socket.connect",
+    "socket.bind",
+    "socket.getaddrinfo",
+    "urllib.",
+    "ftplib.",
+    "http.",
+)
+CHANGES = (
+    "os.remove",
+    "os.rename",
+    "os.rmdir",
+    "os.mkdir",
+    "os.link",
+    "os.symlink",
+    "os.chmod",
+    "os.truncate",
+    "shutil.",
+)
 
 
 class Guard:
@@ -51,7 +88,7 @@ class Guard:
         elif event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
             self._outside(event, args[0])
         elif event.startswith(CHANGES):
-            for path in args[:2 if event in ("os.rename", "os.link", "os.symlink") else 1]:
+            for path in args[: 2 if event in ("os.rename", "os.link", "os.symlink") else 1]:
                 self._outside(event, path)
 
     def _outside(self, event, path):
@@ -103,8 +140,13 @@ def megabytes():
 def run(folder, counts):
     """{name: what came of it} of some readers in one process, which has nothing else around it."""
     words = [f"{name}={count}" for name, count in counts.items()]
-    done = subprocess.run([sys.executable, __file__, folder, *words], capture_output=True, text=True, cwd=folder,
-                          env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "JAX_NUM_CPU_DEVICES": "1"})
+    done = subprocess.run(
+        [sys.executable, __file__, folder, *words],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "JAX_NUM_CPU_DEVICES": "1"},
+    )
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('["')]
     for name, result in found:
         print(name, result)
@@ -120,9 +162,14 @@ def check(found, counts):
         assert min(result["read"], result["refused"]) > count / 200, (name, result)  # both ways were taken
 
 
-@pytest.mark.parametrize("names", [
-    ("Photographs", "DataImages", "DataLabels", "Records", "Matrices", "Journals", "Prepared"),
-    ("RecordedConfigs", "CommandLines", "Evaluations", "Progress", "Checkpoints", "PthZip", "PthLegacy")], ids="-".join)
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Photographs", "DataImages", "DataLabels", "Records", "Matrices", "Journals", "Prepared"),
+        ("RecordedConfigs", "CommandLines", "Evaluations", "Progress", "Checkpoints", "PthZip", "PthLegacy"),
+    ],
+    ids="-".join,
+)
 def test_damaged_files(tmp_path, names):
     counts = {name: QUICK[name] for name in names}
     check(run(tmp_path, counts), counts)

@@ -1,4 +1,5 @@
 """Batches: pure functions of (seed, step); evaluation drops nothing."""
+
 import os
 import subprocess
 import sys
@@ -7,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-tf = pytest.importorskip("tensorflow")
+import tensorflow as tf
 
 from isnet_jax import UserError, augment, config, input_pipeline, records
 
@@ -26,8 +26,14 @@ class InMemory:
             image = rng.integers(0, 256, (-(-height // 8), -(-width // 8), 3)).repeat(8, 0).repeat(8, 1)
             image = image[:height, :width].astype(np.uint8)
             image[0, 0, 2] = i  # which one it is
-            self.records.append({"image": tf.io.encode_png(image).numpy(), "height": height, "width": width,
-                                 "label": tf.io.encode_png(image[..., :1] // 32).numpy()})
+            self.records.append(
+                {
+                    "image": tf.io.encode_png(image).numpy(),
+                    "height": height,
+                    "width": width,
+                    "label": tf.io.encode_png(image[..., :1] // 32).numpy(),
+                }
+            )
 
     def __len__(self):
         return len(self.records)
@@ -53,10 +59,13 @@ SOURCE = records.Records(STORED)
 
 def collect(start, stop, processes=1, **changes):
     """Global batches at steps start..stop-1, the processes' parts put together."""
-    parts = [list(input_pipeline.train_batches(SOURCE, small_config(**changes), start, stop, rows))
-             for rows in np.split(np.arange(4), processes)]
-    return [{name: np.concatenate([part[i][name] for part in parts]) for name in parts[0][0]}
-            for i in range(stop - start)]
+    parts = [
+        list(input_pipeline.train_batches(SOURCE, small_config(**changes), start, stop, rows))
+        for rows in np.split(np.arange(4), processes)
+    ]
+    return [
+        {name: np.concatenate([part[i][name] for part in parts]) for name in parts[0][0]} for i in range(stop - start)
+    ]
 
 
 def assert_same(a, b):
@@ -76,8 +85,10 @@ def test_a_batch_depends_on_seed_and_step_alone():
 
 def test_every_example_at_most_once_an_epoch_and_epochs_differ():
     """11 examples, batches of 4: two steps, the last three of the epoch's order dropped."""
-    orders = [np.concatenate([input_pipeline.batch_indices(step, 11, 4, 0)[1] for step in (2 * e, 2 * e + 1)])
-              for e in range(40)]
+    orders = [
+        np.concatenate([input_pipeline.batch_indices(step, 11, 4, 0)[1] for step in (2 * e, 2 * e + 1)])
+        for e in range(40)
+    ]
     assert all(len(set(order)) == 8 for order in orders)
     assert len({tuple(order) for order in orders}) == 40
     assert set(np.concatenate(orders)) == set(range(11))
@@ -91,13 +102,17 @@ def test_image_and_label_stay_aligned_through_the_geometry():
     for batch in collect(0, 20):
         for image, label, (top, left, height, width) in zip(batch["image"], batch["label"], batch["window"]):
             inside = np.zeros(label.shape, bool)
-            inside[top:top + height, left:left + width] = True
+            inside[top : top + height, left : left + width] = True
             assert (label[~inside] == 255).all() and (image[~inside] == 0).all()
             assert (top, left) == ((32 - height) // 2, (48 - width) // 2)  # centred
             red = image[..., 0].astype(int)
             flat = np.zeros_like(inside)  # where the image is locally constant
-            flat[1:-1, 1:-1] = ((red[1:-1, 1:-1] == red[:-2, 1:-1]) & (red[1:-1, 1:-1] == red[2:, 1:-1])
-                                & (red[1:-1, 1:-1] == red[1:-1, :-2]) & (red[1:-1, 1:-1] == red[1:-1, 2:]))
+            flat[1:-1, 1:-1] = (
+                (red[1:-1, 1:-1] == red[:-2, 1:-1])
+                & (red[1:-1, 1:-1] == red[2:, 1:-1])
+                & (red[1:-1, 1:-1] == red[1:-1, :-2])
+                & (red[1:-1, 1:-1] == red[1:-1, 2:])
+            )
             flat &= inside
             agreed += (label[flat] == red[flat] // 32).sum()
             total += flat.sum()
@@ -141,8 +156,14 @@ next(batches)
 raise ValueError("left open")
 """
     for _ in range(2):
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60,
-                              env={**os.environ, "PYTHONPATH": str(ROOT)})
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
         assert done.returncode == 1 and "left open" in done.stderr and "terminate" not in done.stderr
 
 

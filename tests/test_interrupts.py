@@ -1,4 +1,5 @@
 """Ctrl-C at the moments that libraries handle badly: one line and exit code 130, never a traceback."""
+
 import os
 import subprocess
 import sys
@@ -14,25 +15,43 @@ def interrupt():
     for _ in range(500):
         time.sleep(0.01)
 """
-COMMAND = INTERRUPT + """
+COMMAND = (
+    INTERRUPT
+    + """
 import gc, sys
 from isnet_jax import command
 def body(config, values):
 {body}
 command.run(body, "", needs_config=False, goes_on="there")
 """
+)
 LINE = "interrupted; the same command goes on there\n"
 
 
 def run(*words, **options):
-    return subprocess.run([sys.executable, *words], cwd=ROOT, text=True, timeout=60, stderr=subprocess.PIPE,
-                          **{"stdout": subprocess.PIPE, **options})
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=ROOT,
+        text=True,
+        timeout=60,
+        stderr=subprocess.PIPE,
+        **{"stdout": subprocess.PIPE, **options},
+    )
 
 
-@pytest.mark.parametrize("module, words, library", [
-    ("main", ["--config=configs/quickstart.py"], "flax"), ("evaluate", [], "jax"), ("predict", [], "cv2"),
-    ("convert", [], "jax"), ("compare", [], "numpy"), ("report", [], "PIL"), ("prepare", [], "ml_collections"),
-    ("prepare", ["--dataset=scenes", "--check"], "tensorflow")])
+@pytest.mark.parametrize(
+    "module, words, library",
+    [
+        ("main", ["--config=configs/quickstart.py"], "flax"),
+        ("evaluate", [], "jax"),
+        ("predict", [], "cv2"),
+        ("convert", [], "jax"),
+        ("compare", [], "numpy"),
+        ("report", [], "PIL"),
+        ("prepare", [], "ml_collections"),
+        ("prepare", ["--dataset=scenes", "--check"], "tensorflow"),
+    ],
+)
 def test_while_libraries_are_imported(module, words, library, tmp_path):
     """Of the command, of the config and of the body; the library's own handlers never see it."""
     (tmp_path / f"{library}.py").write_text(f"{INTERRUPT}\ntry:\n    interrupt()\nexcept BaseException:\n    pass\n")
@@ -40,14 +59,20 @@ def test_while_libraries_are_imported(module, words, library, tmp_path):
     assert done.returncode == 130 and done.stderr.startswith("\ninterrupted") and done.stderr.count("\n") == 2, done
 
 
-@pytest.mark.parametrize("body, out", [
-    ("""
+@pytest.mark.parametrize(
+    "body, out",
+    [
+        (
+            """
     try:
         interrupt()
     finally:
         print("in order")
-""", "in order\n"),
-    ("""
+""",
+            "in order\n",
+        ),
+        (
+            """
     def callback(*_):  # as JAX has one
         gc.callbacks.clear()
         interrupt()
@@ -58,22 +83,32 @@ def test_while_libraries_are_imported(module, words, library, tmp_path):
         time.sleep(10)
     finally:
         print("in order")
-""", "dropped\nin order\n"),
-    ("""
+""",
+            "dropped\nin order\n",
+        ),
+        (
+            """
     try:
         interrupt()
     except KeyboardInterrupt:
         raise RuntimeError("what a library makes of it")
-""", ""),
-    ("""
+""",
+            "",
+        ),
+        (
+            """
     try:
         interrupt()
     finally:
         print("in order")
         interrupt()
         print("not reached")
-""", "in order\n"),
-], ids=["raised", "dropped by Python", "turned into another error", "twice"])
+""",
+            "in order\n",
+        ),
+    ],
+    ids=["raised", "dropped by Python", "turned into another error", "twice"],
+)
 def test_in_the_body(body, out):
     done = run("-c", COMMAND.format(body=body))
     assert (done.returncode, done.stdout, done.stderr) == (130, out, f"\n{LINE}")
@@ -91,8 +126,9 @@ def test_importing_the_package_leaves_signals_alone():
     assert run("-c", code).returncode == 0
 
 
-@pytest.mark.parametrize("words", [["-m", "isnet_jax.prepare", "--help"],
-                                   ["-c", COMMAND.format(body="    print('a line')")]])
+@pytest.mark.parametrize(
+    "words", [["-m", "isnet_jax.prepare", "--help"], ["-c", COMMAND.format(body="    print('a line')")]]
+)
 def test_output_that_nobody_reads(words):
     reader, writer = os.pipe()
     os.close(reader)
@@ -103,8 +139,10 @@ def test_output_that_nobody_reads(words):
 
 def test_preparing_needs_no_jax():
     """A mistake is told at once; what TensorFlow imports later is its own affair."""
-    code = ("import atexit, runpy, sys; sys.argv[1:] = ['--dataset=none']; "
-            "atexit.register(lambda: print({'jax', 'flax', 'tensorflow'} & {*sys.modules})); "
-            "runpy.run_module('isnet_jax.prepare', run_name='__main__')")
+    code = (
+        "import atexit, runpy, sys; sys.argv[1:] = ['--dataset=none']; "
+        "atexit.register(lambda: print({'jax', 'flax', 'tensorflow'} & {*sys.modules})); "
+        "runpy.run_module('isnet_jax.prepare', run_name='__main__')"
+    )
     done = run("-c", code)
     assert (done.returncode, done.stdout) == (1, "set()\n") and "no data set 'none'" in done.stderr

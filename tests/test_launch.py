@@ -2,6 +2,7 @@
 
 The stub of gcloud runs what is sent to the hosts of a TPU in a folder for each, so that words go through two shells.
 """
+
 import os
 import shlex
 import shutil
@@ -19,7 +20,7 @@ LAUNCH = Path(__file__).parent.parent / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"])
 SHELLCHECK = shutil.which("shellcheck", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
 CONFIG = "--config=configs/ade20k.py:resnet101"
-NASTY = "--config.data.source=it's a \"dir\"  of $HOME, $(date), $$, `id`; & * @NAME@ \\n \\"
+NASTY = '--config.data.source=it\'s a "dir"  of $HOME, $(date), $$, `id`; & * @NAME@ \\n \\'
 SECRETS = {"HF_TOKEN": "hf_hunter2", "WANDB_API_KEY": "wandb-hunter2", "REGISTRY_PASSWORD": "registry-hunter2"}
 
 WRITE_DOWN = """#!/usr/bin/env bash
@@ -33,7 +34,9 @@ next() {
 }
 """
 
-GCLOUD = WRITE_DOWN + """
+GCLOUD = (
+    WRITE_DOWN
+    + """
 on_all() {
   first=0
   for host in "$SCENE"/hosts/*; do
@@ -64,8 +67,11 @@ case "$*" in
     on_all "$command" ;;
 esac
 """
+)
 
-PYTHON = WRITE_DOWN.replace("calls", "commands") + """
+PYTHON = (
+    WRITE_DOWN.replace("calls", "commands")
+    + """
 [ "$1" != -c ] || exec PYTHON "$@"
 me="${SLURM_PROCID:-alone}"
 case "$PWD" in */hosts/*) me="${PWD##*/hosts/}" && me="${me%%/*}" ;; esac
@@ -79,12 +85,14 @@ case "$action" in
   *) exit "$action" ;;
 esac
 """.replace("PYTHON", shlex.quote(sys.executable))
+)
 
 STUBS = {
     "gcloud": GCLOUD,
     "kubectl": WRITE_DOWN + '[ "$1" != apply ] || cat > "$SCENE/applied"\n',
     "scontrol": WRITE_DOWN,
-    "srun": WRITE_DOWN + """
+    "srun": WRITE_DOWN
+    + """
 while [[ "$1" == --* ]]; do shift; done
 worst=0
 for ((i = 0; i < ${SLURM_NTASKS:-1}; i++)); do
@@ -128,15 +136,29 @@ def scene(tmp_path):
         write_script(tmp_path / "bin" / name, text)
     write_script(root / ".venv/bin/python", PYTHON)
     write_script(folder / "python", PYTHON)
-    hidden = {"CUDA_VISIBLE_DEVICES", "JAX_NUM_CPU_DEVICES", "TPU_NAME", "ZONE", "PROJECT_ID", "ACCELERATOR_TYPE",
-              "BUCKET"}
-    environment = {name: value for name, value in os.environ.items()
-                   if name not in hidden and not name.startswith("SLURM_")}
+    hidden = {
+        "CUDA_VISIBLE_DEVICES",
+        "JAX_NUM_CPU_DEVICES",
+        "TPU_NAME",
+        "ZONE",
+        "PROJECT_ID",
+        "ACCELERATOR_TYPE",
+        "BUCKET",
+    }
+    environment = {
+        name: value for name, value in os.environ.items() if name not in hidden and not name.startswith("SLURM_")
+    }
     environment |= {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SCENE": str(folder), **SECRETS}
 
     def start(script, *arguments, **variables):
-        return subprocess.Popen([root / "launch" / script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                text=True, env=environment | variables, cwd=tmp_path)
+        return subprocess.Popen(
+            [root / "launch" / script, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment | variables,
+            cwd=tmp_path,
+        )
 
     def run(script, *arguments, **variables):
         process = start(script, *arguments, **variables)
@@ -159,9 +181,18 @@ def scene(tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
-    return SimpleNamespace(root=root, folder=folder, start=start, run=run, happens=happens, wait_for=wait_for,
-                           no_pauses=no_pauses, bin=tmp_path / "bin", calls=lambda: parse_calls(folder / "calls"),
-                           commands=lambda: parse_calls(folder / "commands"))
+    return SimpleNamespace(
+        root=root,
+        folder=folder,
+        start=start,
+        run=run,
+        happens=happens,
+        wait_for=wait_for,
+        no_pauses=no_pauses,
+        bin=tmp_path / "bin",
+        calls=lambda: parse_calls(folder / "calls"),
+        commands=lambda: parse_calls(folder / "commands"),
+    )
 
 
 def pasted(output):
@@ -174,10 +205,16 @@ def test_shellcheck():
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("script, title", [
-    ("single_host.sh", "Trains on the GPUs of this host"), ("local_processes.sh", "Runs one command as several"),
-    ("slurm.sbatch", "Trains under Slurm"), ("tpu_vm.sh", "Trains on Cloud TPU VMs"),
-    ("gke_jobset.sh", "Trains on Google Kubernetes Engine")])
+@pytest.mark.parametrize(
+    "script, title",
+    [
+        ("single_host.sh", "Trains on the GPUs of this host"),
+        ("local_processes.sh", "Runs one command as several"),
+        ("slurm.sbatch", "Trains under Slurm"),
+        ("tpu_vm.sh", "Trains on Cloud TPU VMs"),
+        ("gke_jobset.sh", "Trains on Google Kubernetes Engine"),
+    ],
+)
 def test_without_arguments_it_shows_its_usage(scene, script, title):
     done = scene.run(script)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith(title)
@@ -189,28 +226,31 @@ GKE = "apply", "--name=isnet", "--image=here/isnet:1", "--bucket=my-runs"
 SLICE = "--tpu=tpu-v5-lite-podslice", "--topology=4x4"
 
 
-@pytest.mark.parametrize("script, arguments, message", [
-    ("single_host.sh", ["--gpus=0"], "--config=FILE is missing"),
-    ("single_host.sh", [CONFIG, "--gpu=0"], "there is no flag --gpu=0"),
-    ("single_host.sh", ["--config=configs/none.py"], "configs/none.py does not exist"),
-    ("local_processes.sh", [CONFIG], "say how many processes"),
-    ("local_processes.sh", ["--processes=two", CONFIG], "--processes=two must be a whole number"),
-    ("local_processes.sh", ["--processes=2", "--gpus=0,1", CONFIG], "leave out --processes"),
-    ("slurm.sbatch", [CONFIG, "--nodes=2"], "there is no flag --nodes=2"),
-    ("tpu_vm.sh", ["destroy", *TPU], "there is no action destroy"),
-    ("tpu_vm.sh", ["create", "--zone=us-west4-a"], "the TPU has no name"),
-    ("tpu_vm.sh", ["create", *TPU[:2]], "the kind and size of the TPU is missing"),
-    ("tpu_vm.sh", ["run", *TPU[:3], CONFIG], "give a bucket"),
-    ("tpu_vm.sh", ["run", *TPU, "--config=elsewhere.py"], "the config must be in configs/"),
-    ("tpu_vm.sh", ["run", *TPU, CONFIG, "--sopt"], "there is no flag --sopt"),
-    ("tpu_vm.sh", ["delete", *TPU, CONFIG], "delete takes no --config"),
-    ("gke_jobset.sh", ["apply", "--name=ISNet"], "lower-case"),
-    ("gke_jobset.sh", [*GKE, CONFIG], "say what to run on"),
-    ("gke_jobset.sh", [*GKE, CONFIG, *SLICE, "--hosts=4"], "say what to run on"),
-    ("gke_jobset.sh", [*GKE, CONFIG, SLICE[0], "--topology=16"], "--topology=16 must be"),
-    ("gke_jobset.sh", [*GKE, CONFIG, *SLICE, "--chips-per-host=3"], "the 16 chips"),
-    ("gke_jobset.sh", [*GKE, *SLICE, CONFIG, "--workdir=a\nb"], "a line break"),
-])
+@pytest.mark.parametrize(
+    "script, arguments, message",
+    [
+        ("single_host.sh", ["--gpus=0"], "--config=FILE is missing"),
+        ("single_host.sh", [CONFIG, "--gpu=0"], "there is no flag --gpu=0"),
+        ("single_host.sh", ["--config=configs/none.py"], "configs/none.py does not exist"),
+        ("local_processes.sh", [CONFIG], "say how many processes"),
+        ("local_processes.sh", ["--processes=two", CONFIG], "--processes=two must be a whole number"),
+        ("local_processes.sh", ["--processes=2", "--gpus=0,1", CONFIG], "leave out --processes"),
+        ("slurm.sbatch", [CONFIG, "--nodes=2"], "there is no flag --nodes=2"),
+        ("tpu_vm.sh", ["destroy", *TPU], "there is no action destroy"),
+        ("tpu_vm.sh", ["create", "--zone=us-west4-a"], "the TPU has no name"),
+        ("tpu_vm.sh", ["create", *TPU[:2]], "the kind and size of the TPU is missing"),
+        ("tpu_vm.sh", ["run", *TPU[:3], CONFIG], "give a bucket"),
+        ("tpu_vm.sh", ["run", *TPU, "--config=elsewhere.py"], "the config must be in configs/"),
+        ("tpu_vm.sh", ["run", *TPU, CONFIG, "--sopt"], "there is no flag --sopt"),
+        ("tpu_vm.sh", ["delete", *TPU, CONFIG], "delete takes no --config"),
+        ("gke_jobset.sh", ["apply", "--name=ISNet"], "lower-case"),
+        ("gke_jobset.sh", [*GKE, CONFIG], "say what to run on"),
+        ("gke_jobset.sh", [*GKE, CONFIG, *SLICE, "--hosts=4"], "say what to run on"),
+        ("gke_jobset.sh", [*GKE, CONFIG, SLICE[0], "--topology=16"], "--topology=16 must be"),
+        ("gke_jobset.sh", [*GKE, CONFIG, *SLICE, "--chips-per-host=3"], "the 16 chips"),
+        ("gke_jobset.sh", [*GKE, *SLICE, CONFIG, "--workdir=a\nb"], "a line break"),
+    ],
+)
 def test_mistakes_are_told_before_anything_runs(scene, script, arguments, message):
     done = scene.run(script, *arguments)
     assert done.returncode == 2 and done.stdout == "" and scene.calls() == scene.commands() == []
@@ -221,8 +261,9 @@ def test_mistakes_are_told_before_anything_runs(scene, script, arguments, messag
 
 def test_single_host(scene):
     dry = scene.run("single_host.sh", "--dry-run", "--gpus=0,1", CONFIG, "--workdir=my runs/a")
-    assert dry.stdout == (f"CUDA_VISIBLE_DEVICES=0\\,1 .venv/bin/python -m isnet_jax.main {CONFIG} "
-                          "--workdir=my\\ runs/a\n")
+    assert dry.stdout == (
+        f"CUDA_VISIBLE_DEVICES=0\\,1 .venv/bin/python -m isnet_jax.main {CONFIG} --workdir=my\\ runs/a\n"
+    )
     assert "CUDA" not in scene.run("single_host.sh", "--dry-run", CONFIG).stdout and scene.commands() == []
     scene.happens(does_alone=["75"])
     done = scene.run("single_host.sh", "isnet_jax.evaluate", CONFIG, "--checkpoint=a b", NASTY)
@@ -237,8 +278,10 @@ def test_local_processes(scene):
     commands = sorted(call for call in scene.commands() if call[1] != "-c")
     address = commands[0][5]
     assert address.startswith("--coordinator=localhost:") and int(address.rpartition(":")[2]) > 0
-    assert commands == [["python", "-m", "isnet_jax.main", CONFIG, NASTY, address, "--num_processes=3",
-                         f"--process_id={i}"] for i in range(3)]
+    assert commands == [
+        ["python", "-m", "isnet_jax.main", CONFIG, NASTY, address, "--num_processes=3", f"--process_id={i}"]
+        for i in range(3)
+    ]
     assert done.stdout == "this is 0: 2 \n"
     logs = scene.root / "runs" / "local_processes"
     assert [(logs / f"{i}.log").read_text() for i in (1, 2)] == ["this is 1: 2 \n", "this is 2: 2 \n"]
@@ -256,8 +299,10 @@ def test_local_processes_one_on_each_gpu(scene):
     assert (scene.root / "runs/local_processes/1.log").read_text() == "this is 1:  1\n"
 
 
-@pytest.mark.parametrize("does, code", [(("0", "1", "wait"), 1), (("75", "75", "75"), 75), (("75", "3", "75"), 3),
-                                        (("0", "2", "stubborn"), 2)])
+@pytest.mark.parametrize(
+    "does, code",
+    [(("0", "1", "wait"), 1), (("75", "75", "75"), 75), (("75", "3", "75"), 3), (("0", "2", "stubborn"), 2)],
+)
 def test_local_processes_end_together(scene, does, code):
     path = scene.root / "launch" / "local_processes.sh"
     path.write_text(path.read_text().replace("GRACE_SECONDS=5", "GRACE_SECONDS=1"))
@@ -305,18 +350,40 @@ def submit(scene, *arguments, **variables):
 TWO_TASKS = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_GPUS_ON_NODE": "2", "SLURM_CPUS_PER_TASK": "4"}
 
 
-@pytest.mark.parametrize("codes, code, requeued", [("0 0", 0, False), ("75 75", 75, True), ("75 1", 1, False),
-                                                   ("134 75", 134, True), ("137 75", 137, True),
-                                                   ("139 75", 139, False)])
+@pytest.mark.parametrize(
+    "codes, code, requeued",
+    [
+        ("0 0", 0, False),
+        ("75 75", 75, True),
+        ("75 1", 1, False),
+        ("134 75", 134, True),
+        ("137 75", 137, True),
+        ("139 75", 139, False),
+    ],
+)
 def test_slurm(scene, codes, code, requeued):
     scene.happens(**{f"does_{i}": [word] for i, word in enumerate(codes.split())})
     dry = scene.run("slurm.sbatch", "--dry-run", CONFIG, NASTY, **TWO_TASKS)
     done = submit(scene, CONFIG, NASTY, **TWO_TASKS)
     assert done.returncode == code
     srun, *others = scene.calls()
-    assert pasted(dry.stdout) == [srun] == [[
-        "srun", "--kill-on-bad-exit=0", "--cpus-per-task=4", "launch/slurm_task.sh", ".venv/bin/python", "-m",
-        "isnet_jax.main", CONFIG, NASTY]]
+    assert (
+        pasted(dry.stdout)
+        == [srun]
+        == [
+            [
+                "srun",
+                "--kill-on-bad-exit=0",
+                "--cpus-per-task=4",
+                "launch/slurm_task.sh",
+                ".venv/bin/python",
+                "-m",
+                "isnet_jax.main",
+                CONFIG,
+                NASTY,
+            ]
+        ]
+    )
     assert scene.commands() == [["python", *srun[5:]]] * 2
     assert others == ([["scontrol", "requeue", "17"]] if requeued else [])
 
@@ -363,15 +430,18 @@ def apply(scene, *arguments):
 def test_gke_tpu_slice(scene):
     made = apply(scene, *SLICE, "--service-account=trainer", CONFIG, NASTY)
     assert made.job["completions"] == made.job["parallelism"] == 4 and made.job["completionMode"] == "Indexed"
-    assert made.pod["nodeSelector"] == {"cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
-                                        "cloud.google.com/gke-tpu-topology": "4x4"}
+    assert made.pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+        "cloud.google.com/gke-tpu-topology": "4x4",
+    }
     assert made.container["resources"] == {"limits": {"google.com/tpu": 4}}
     assert made.container["image"] == "here/isnet:1" and made.pod["serviceAccountName"] == "trainer"
     command = [word.replace("$$", "$") for word in made.container["command"]]  # as Kubernetes does
     assert command == ["python", "-m", "isnet_jax.main", CONFIG, NASTY]
     assert made.container["command"][-1].count("$") == 2 * NASTY.count("$")
     assert made.jobset["metadata"]["annotations"] == {
-        "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
+        "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
+    }
     runs = made.pod["volumes"][0]["csi"]
     assert runs["volumeAttributes"]["bucketName"] == "my-runs" and runs["driver"] == "gcsfuse.csi.storage.gke.io"
     assert made.container["volumeMounts"][0] == {"name": "runs", "mountPath": "/isnet_jax/runs"}
@@ -384,15 +454,24 @@ def test_gke_starts_a_stopped_command_again_without_counting(scene):
     (rule,) = policy["rules"]
     assert rule["action"] == "RestartJobSetAndIgnoreMaxRestarts" and rule["onJobFailureReasons"] == ["PodFailurePolicy"]
     stopped, disrupted = made.job["podFailurePolicy"]["rules"]
-    assert stopped == {"action": "FailJob", "onPodConditions": [],
-                       "onExitCodes": {"containerName": made.container["name"], "operator": "In", "values": [75]}}
+    assert stopped == {
+        "action": "FailJob",
+        "onPodConditions": [],
+        "onExitCodes": {"containerName": made.container["name"], "operator": "In", "values": [75]},
+    }
     assert disrupted == {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     assert made.job["backoffLimit"] == 0 and made.pod["restartPolicy"] == "Never"
 
 
-@pytest.mark.parametrize("arguments, hosts, chips", [
-    (["--topology=2x4"], 2, 4), (["--topology=2x4", "--chips-per-host=8"], 1, 8), (["--topology=1x1"], 1, 1),
-    (["--topology=2x2x4"], 4, 4)])
+@pytest.mark.parametrize(
+    "arguments, hosts, chips",
+    [
+        (["--topology=2x4"], 2, 4),
+        (["--topology=2x4", "--chips-per-host=8"], 1, 8),
+        (["--topology=1x1"], 1, 1),
+        (["--topology=2x2x4"], 4, 4),
+    ],
+)
 def test_gke_hosts_of_a_slice(scene, arguments, hosts, chips):
     made = apply(scene, SLICE[0], *arguments, CONFIG)
     assert made.job["completions"] == hosts and made.container["resources"]["limits"] == {"google.com/tpu": chips}
@@ -404,8 +483,12 @@ def test_gke_gpus(scene):
     assert made.job["completions"] == 2 and made.jobset["metadata"]["annotations"] == {}
     assert made.pod["nodeSelector"] == {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}
     assert made.container["resources"] == {"limits": {"nvidia.com/gpu": 8}}
-    assert made.container["command"][3:] == [CONFIG, "--coordinator=isnet-hosts-0-0.isnet:8476", "--num_processes=2",
-                                             "--process_id=$(JOB_COMPLETION_INDEX)"]
+    assert made.container["command"][3:] == [
+        CONFIG,
+        "--coordinator=isnet-hosts-0-0.isnet:8476",
+        "--num_processes=2",
+        "--process_id=$(JOB_COMPLETION_INDEX)",
+    ]
 
 
 @pytest.mark.parametrize("action", ["logs", "delete"])
@@ -414,8 +497,11 @@ def test_gke_logs_and_delete(scene, action):
     assert scene.run("gke_jobset.sh", action, "--name=isnet").returncode == 0
     (call,) = scene.calls()
     assert [call] == pasted(dry.stdout)
-    assert ("--selector=jobset.sigs.k8s.io/jobset-name=isnet,batch.kubernetes.io/job-completion-index=0" in call
-            if action == "logs" else call == ["kubectl", "delete", "jobset/isnet"])
+    assert (
+        "--selector=jobset.sigs.k8s.io/jobset-name=isnet,batch.kubernetes.io/job-completion-index=0" in call
+        if action == "logs"
+        else call == ["kubectl", "delete", "jobset/isnet"]
+    )
 
 
 def actions(scene):
@@ -442,22 +528,47 @@ def test_tpu_run_creates_installs_and_runs_on_all_hosts(scene):
     assert done.returncode == 0, done.stderr
     calls = [call for call in scene.calls() if call[0] == "gcloud"]
     assert calls == pasted(dry.stdout) and actions(scene) == BEGINNING + TURN
-    assert calls[1] == ["gcloud", "compute", "tpus", "queued-resources", "create", "isnet", "--node-id=isnet",
-                        "--zone=us-west4-a", "--project=mine", "--accelerator-type=v5litepod-16",
-                        "--runtime-version=v2-alpha-tpuv5-lite", "--spot", "--service-account=a@b"]
+    assert calls[1] == [
+        "gcloud",
+        "compute",
+        "tpus",
+        "queued-resources",
+        "create",
+        "isnet",
+        "--node-id=isnet",
+        "--zone=us-west4-a",
+        "--project=mine",
+        "--accelerator-type=v5litepod-16",
+        "--runtime-version=v2-alpha-tpuv5-lite",
+        "--spot",
+        "--service-account=a@b",
+    ]
     assert all("--worker=all" in call for call in calls[4:])
     assert scene.commands() == [["python", "-m", "isnet_jax.main", CONFIG, NASTY]] * 2
     assert "this is 0" in done.stdout and "this is 1" in done.stdout
     assert [call[-2:] for call in scene.calls() if call[0] == "gcsfuse"] == [["my-runs", "runs"]] * 2
     for host in (scene.folder / "hosts").iterdir():
         assert sorted(path.name for path in (host / "isnet_jax").iterdir() if path.name[0] != ".") == [
-            "configs", "isnet_jax", "launch", "pyproject.toml", "requirements.txt", "runs"]
+            "configs",
+            "isnet_jax",
+            "launch",
+            "pyproject.toml",
+            "requirements.txt",
+            "runs",
+        ]
 
 
-@pytest.mark.parametrize("queue, node", [
-    (["absent", "ACTIVE", "ACTIVE", "absent", "WAITING_FOR_RESOURCES", "ACTIVE"], ["READY", "PREEMPTED", "READY"]),
-    (["absent", "ACTIVE", "SUSPENDING", "SUSPENDED", "absent", "ACTIVE"], ["READY"]),
-    (["absent", "ACTIVE", "broken", "ACTIVE", "FAILED", "quota", "absent", "ACTIVE"], ["READY", "REPAIRING", "READY"])])
+@pytest.mark.parametrize(
+    "queue, node",
+    [
+        (["absent", "ACTIVE", "ACTIVE", "absent", "WAITING_FOR_RESOURCES", "ACTIVE"], ["READY", "PREEMPTED", "READY"]),
+        (["absent", "ACTIVE", "SUSPENDING", "SUSPENDED", "absent", "ACTIVE"], ["READY"]),
+        (
+            ["absent", "ACTIVE", "broken", "ACTIVE", "FAILED", "quota", "absent", "ACTIVE"],
+            ["READY", "REPAIRING", "READY"],
+        ),
+    ],
+)
 def test_tpu_run_goes_on_after_a_preemption(scene, queue, node):
     scene.no_pauses()
     scene.happens(queue=queue, node=node, does_0=["75", "0"], does_1=["75", "0"])
@@ -518,8 +629,10 @@ def test_tpu_names_from_the_environment_and_errors_of_gcloud(scene):
     done = scene.run("tpu_vm.sh", "create", **names)
     assert done.returncode == 1 and "PERMISSION_DENIED" in done.stderr and actions(scene) == []
     dry = scene.run("tpu_vm.sh", "create", "--dry-run", **names)
-    assert ("isnet --node-id=isnet --zone=z --project=p --accelerator-type=v6e-8 --runtime-version=v2-alpha-tpuv6e"
-            in dry.stdout)
+    assert (
+        "isnet --node-id=isnet --zone=z --project=p --accelerator-type=v6e-8 --runtime-version=v2-alpha-tpuv6e"
+        in dry.stdout
+    )
     scene.run("tpu_vm.sh", "delete", "--name=other", TPU_NAME="isnet", ZONE="z")
     assert scene.calls()[-1][4:] == ["delete", "other", "--zone=z", "--force", "--quiet"]
 
@@ -527,12 +640,15 @@ def test_tpu_names_from_the_environment_and_errors_of_gcloud(scene):
 def test_tpu_worker_installs(scene):
     home = scene.folder / "home"
     (scene.bin / "gcsfuse").unlink()
-    write_script(scene.bin / "sudo", WRITE_DOWN + 'cat > /dev/null\n')
+    write_script(scene.bin / "sudo", WRITE_DOWN + "cat > /dev/null\n")
     write_script(scene.bin / "lsb_release", "#!/bin/sh\necho jammy\n")
     write_script(scene.bin / "uv", WRITE_DOWN)
-    write_script(scene.bin / "curl", """#!/bin/sh
+    write_script(
+        scene.bin / "curl",
+        """#!/bin/sh
 echo 'mkdir -p "$HOME/.local/bin"; cp "$(command -v uv)" "$HOME/.local/bin"'
-""")
+""",
+    )
     done = scene.run("tpu_vm_worker.sh", "install", HOME=str(home), PATH=f"{scene.bin}:/usr/bin:/bin")
     assert done.returncode == 0, done.stderr
     assert (scene.root / ".venv" / "installed").exists()

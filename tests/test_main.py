@@ -1,4 +1,5 @@
 """The main job and its commands, as a user runs them, on a small folder in CamVid's layout."""
+
 import functools
 import json
 import re
@@ -43,8 +44,10 @@ def test_a_run_leaves_scores_a_picture_logs_and_checkpoints(finished):
     record = json.loads((workdir / "results.json").read_text())
     assert record["step"] == 6 and set(record) == {"step", "weights", "ema"}
     assert record["weights"]["miou"] == pytest.approx(100 * result["miou"], abs=1e-3)
-    labelled = sum(int((np.array(Image.open(path)) < 11).sum())
-                   for path in sorted((Path(str(small_source(workdir))) / "val" / "labels").iterdir()))
+    labelled = sum(
+        int((np.array(Image.open(path)) < 11).sum())
+        for path in sorted((Path(str(small_source(workdir))) / "val" / "labels").iterdir())
+    )
     assert np.sum(record["weights"]["confusion"]) == labelled  # every labelled pixel of the split, once
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss/total" in row] == [1, 2, 3, 4, 5, 6]
@@ -116,11 +119,17 @@ MISTAKES = {
     "no such file": (["--config=configs/ade.py"], 1, "configs/ade.py' does not exist"),
     "unknown backbone": (["--config=configs/ade20k.py:resnet51"], 1, "resnet51.*resnet18, resnet34, resnet50"),
     "mistyped section": (["--config=configs/camvid.py", "--config.trian.epochs=3"], 1, "'trian'; did you mean 'train'"),
-    "mistyped field": (["--config=configs/camvid.py", "--config.train.epoch=3"], 1,
-                       "config.train has no field 'epoch'; did you mean 'epochs'"),
+    "mistyped field": (
+        ["--config=configs/camvid.py", "--config.train.epoch=3"],
+        1,
+        "config.train has no field 'epoch'; did you mean 'epochs'",
+    ),
     "wrong type": (["--config=configs/camvid.py", "--config.train.epochs=many"], 2, "config.train.epochs=many"),
-    "impossible value": (["--config=configs/camvid.py", "--config.train.momentum=1.5"], 1,
-                         "config.train.momentum is 1.5"),
+    "impossible value": (
+        ["--config=configs/camvid.py", "--config.train.momentum=1.5"],
+        1,
+        "config.train.momentum is 1.5",
+    ),
     "unknown flag": (["--config=configs/camvid.py", "--wrokdir=x"], 2, "no flag --wrokdir"),
     "stray word": (["--config=configs/camvid.py", "train"], 2, "word without a flag: train"),
     "two configs": (["--config=configs/camvid.py", "--config=configs/quickstart.py"], 2, "given twice"),
@@ -138,25 +147,31 @@ def test_a_mistake_is_one_paragraph_without_a_traceback(mistake, tmp_path):
     assert re.search(pattern, unwrapped(err)), err
 
 
-@pytest.mark.parametrize("field, value, pattern", [
-    ("model.num_classes", 12, "num_classes is 12, but .* camvid has 11"),
-    ("data.eval_split", "validation", "no split 'validation'.*train, val, test"),
-    ("data.name", "camvd", "no data set 'camvd'"),
-    ("train.global_batch_size", 64, "18 examples, fewer than config.train.global_batch_size"),
-    ("train.global_batch_size", 9, "9, which 2 devices do not share evenly"),
-    ("train.pretrained", "/nonexistent.pth", "/nonexistent.pth"),
-])
+@pytest.mark.parametrize(
+    "field, value, pattern",
+    [
+        ("model.num_classes", 12, "num_classes is 12, but .* camvid has 11"),
+        ("data.eval_split", "validation", "no split 'validation'.*train, val, test"),
+        ("data.name", "camvd", "no data set 'camvd'"),
+        ("train.global_batch_size", 64, "18 examples, fewer than config.train.global_batch_size"),
+        ("train.global_batch_size", 9, "9, which 2 devices do not share evenly"),
+        ("train.pretrained", "/nonexistent.pth", "/nonexistent.pth"),
+    ],
+)
 def test_mistakes_found_with_the_data(camvid, tmp_path, field, value, pattern):
     with pytest.raises(UserError, match=pattern):
         job.run(small_config(camvid, **{field: value}), tmp_path / "w")
 
 
-@pytest.mark.parametrize("line, pattern", [
-    ("    return config.default().modle", "line 4.*Did you mean .*model"),
-    ("    c = config.default(); c.train.epoch = 5; return c", "line 4.*epoch"),
-    ("    c = config.default()", "must return what isnet_jax.config.default"),
-    ("    return (", "line 4.*never closed"),
-])
+@pytest.mark.parametrize(
+    "line, pattern",
+    [
+        ("    return config.default().modle", "line 4.*Did you mean .*model"),
+        ("    c = config.default(); c.train.epoch = 5; return c", "line 4.*epoch"),
+        ("    c = config.default()", "must return what isnet_jax.config.default"),
+        ("    return (", "line 4.*never closed"),
+    ],
+)
 def test_a_broken_config_file_is_told_with_its_line(line, pattern, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(f"from isnet_jax import config\n\ndef get_config():\n{line}\n")
@@ -164,14 +179,33 @@ def test_a_broken_config_file_is_told_with_its_line(line, pattern, tmp_path):
         command._load(str(path))
 
 
-@pytest.mark.parametrize("field, value", [
-    ("augment.flip_pairs", (1, 2)), ("augment.flip_pairs", ((1, 2), (2, 3))), ("augment.flip_pairs", ((1, 11),)),
-    ("augment.resize", (0, 0)), ("augment.resize", ("a", "b")), ("augment.resize", (64, 512)), ("augment.resize", (3,)),
-    ("augment.crop_size", (64.5, 64)), ("augment.crop_size", (16, 64)), ("augment.scale_range", (2.0, 0.5)),
-    ("augment.scale_range", ("0.5", "2")), ("test.resize", (-1, 5)), ("seed", -1), ("run.num_pictures", -1),
-    ("train.power", -1.0), ("train.base_lr", float("inf")), ("train.min_lr", 0.5), ("model.dropout", 1.0),
-    ("model.dtype", "float16"), ("model.activation", "gelu"), ("model.num_classes", 256), ("train.ema_decay", 1.0),
-])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("augment.flip_pairs", (1, 2)),
+        ("augment.flip_pairs", ((1, 2), (2, 3))),
+        ("augment.flip_pairs", ((1, 11),)),
+        ("augment.resize", (0, 0)),
+        ("augment.resize", ("a", "b")),
+        ("augment.resize", (64, 512)),
+        ("augment.resize", (3,)),
+        ("augment.crop_size", (64.5, 64)),
+        ("augment.crop_size", (16, 64)),
+        ("augment.scale_range", (2.0, 0.5)),
+        ("augment.scale_range", ("0.5", "2")),
+        ("test.resize", (-1, 5)),
+        ("seed", -1),
+        ("run.num_pictures", -1),
+        ("train.power", -1.0),
+        ("train.base_lr", float("inf")),
+        ("train.min_lr", 0.5),
+        ("model.dropout", 1.0),
+        ("model.dtype", "float16"),
+        ("model.activation", "gelu"),
+        ("model.num_classes", 256),
+        ("train.ema_decay", 1.0),
+    ],
+)
 def test_impossible_values_name_their_field(field, value):
     c = config.default("resnet18")
     c.model.num_classes = 11
@@ -183,9 +217,11 @@ def test_impossible_values_name_their_field(field, value):
 
 def test_a_checkpoint_of_another_network_is_refused(finished, camvid):
     """By classes, depth and shortcut; nothing is left half-loaded."""
-    for field, value, pattern in (("num_classes", 12, r"auxiliary_classifier/bias \(11,\) instead of \(12,\)"),
-                                  ("backbone", "resnet34", "missing: .*layer3_5"),
-                                  ("shortcut", True, "missing: .*shortcut/conv/kernel")):
+    for field, value, pattern in (
+        ("num_classes", 12, r"auxiliary_classifier/bias \(11,\) instead of \(12,\)"),
+        ("backbone", "resnet34", "missing: .*layer3_5"),
+        ("shortcut", True, "missing: .*shortcut/conv/kernel"),
+    ):
         fields = dict(small_config(camvid).model) | {field: value}
         with pytest.raises(UserError, match=f"another network.*{pattern}"):
             checkpoints.load_variables(finished[0], convert.variable_shapes(create_model(fields)))
@@ -250,8 +286,15 @@ def test_the_official_recipes(name, backbone):
     c = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"](backbone)
     config.check(c)
     t = c.train
-    assert (c.augment.crop_size, t.global_batch_size, t.epochs, t.base_lr, t.min_lr, t.weight_decay,
-            c.model.num_classes) == RECIPES[name, backbone]
+    assert (
+        c.augment.crop_size,
+        t.global_batch_size,
+        t.epochs,
+        t.base_lr,
+        t.min_lr,
+        t.weight_decay,
+        c.model.num_classes,
+    ) == RECIPES[name, backbone]
     assert c.model.backbone == backbone and c.model.shortcut == (name == "lip")
     assert c.model.activation == ("leaky_relu" if name == "lip" else "relu")
     assert (t.momentum, t.power, t.ema_decay, c.model.dropout) == (0.9, 0.9, 0, 0.1)

@@ -1,4 +1,5 @@
 """The network against itself: other forms of the same function, canvases, devices, precisions, and PyTorch."""
+
 import functools
 import subprocess
 import sys
@@ -56,7 +57,7 @@ def randomised(variables, seed=0):
         elif path[-1] == "num_batches_tracked":
             flat[path] = np.zeros((), np.int32)
         else:
-            std = 0.3 if leaf.ndim == 1 else (2 / np.prod(leaf.shape[:-1]))**0.5
+            std = 0.3 if leaf.ndim == 1 else (2 / np.prod(leaf.shape[:-1])) ** 0.5
             flat[path] = std * rng.standard_normal(leaf.shape)
     return traverse_util.unflatten_dict(flat)
 
@@ -73,8 +74,13 @@ def pixel_by_pixel(variables, feats, logits, image_context, train, winner):
         mean, var, count = old["mean"], old["var"], x[..., 0].size
         if train:
             mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
-            new[name] = {"bn": {"mean": 0.9 * old["mean"] + 0.1 * mean, "num_batches_tracked": 1,
-                                "var": 0.9 * old["var"] + 0.1 * var * count / (count - 1)}}
+            new[name] = {
+                "bn": {
+                    "mean": 0.9 * old["mean"] + 0.1 * mean,
+                    "num_batches_tracked": 1,
+                    "var": 0.9 * old["var"] + 0.1 * var * count / (count - 1),
+                }
+            }
         return jax.nn.leaky_relu((x - mean) / jnp.sqrt(var + 1e-5) * bn["scale"] + bn["bias"], 0.01)
 
     def project(x, name):
@@ -96,7 +102,7 @@ def pixel_by_pixel(variables, feats, logits, image_context, train, winner):
     both = jnp.concatenate([image_context, project(context.reshape(b, h, w, -1), "out")], -1)
     padded = jnp.pad(both, ((0, 0), (1, 1), (1, 1), (0, 0)))
     kernel = params["bottleneck"]["conv"]["kernel"]
-    y = sum(padded[:, i:i + h, j:j + w] @ kernel[i, j] for i in range(3) for j in range(3))
+    y = sum(padded[:, i : i + h, j : j + w] @ kernel[i, j] for i in range(3) for j in range(3))
     return normalize_act(y, "bottleneck"), new
 
 
@@ -108,12 +114,12 @@ def test_class_tokens_equal_pixels(train, x64):
     logits = 2 * rng.standard_normal((2, 5, 7, 6))
     logits[:, :, :, 2] = -9  # never predicted; class 4 in the second image only
     logits[0, :, :, 4] = -9
-    variables = randomised(jax.eval_shape(
-        lambda: module.init(jax.random.key(0), feats, logits, image_context, False)))
+    variables = randomised(jax.eval_shape(lambda: module.init(jax.random.key(0), feats, logits, image_context, False)))
 
     def tokens(params, feats, logits, image_context):
-        y, new = module.apply({**variables, "params": params}, feats, logits, image_context, train,
-                              mutable=["batch_stats"])
+        y, new = module.apply(
+            {**variables, "params": params}, feats, logits, image_context, train, mutable=["batch_stats"]
+        )
         return (y * cotangent).sum(), (y, new["batch_stats"] if train else {})
 
     def pixels(params, feats, logits, image_context):
@@ -123,7 +129,10 @@ def test_class_tokens_equal_pixels(train, x64):
     winner = logits.argmax(-1)
     (grads, found), (wanted_grads, wanted) = (
         jax.jit(jax.grad(function, argnums=(0, 1, 2, 3), has_aux=True))(
-            variables["params"], feats, logits, image_context) for function in (tokens, pixels))
+            variables["params"], feats, logits, image_context
+        )
+        for function in (tokens, pixels)
+    )
     assert_close(found, wanted, 1e-12)  # output and running statistics
     assert_close(grads, wanted_grads, 1e-10)
     assert np.abs(grads[2]).max() > 1e-4  # logits do get a gradient
@@ -172,7 +181,7 @@ def test_image_level_context_in_blocks(monkeypatch, x64):
     variables = randomised(module.init(jax.random.key(0), feats, False))
 
     def run(feats):
-        return jax.jit(jax.value_and_grad(lambda x: (module.apply(variables, x, False, mask)**2).sum()))(feats)
+        return jax.jit(jax.value_and_grad(lambda x: (module.apply(variables, x, False, mask) ** 2).sum()))(feats)
 
     direct = run(feats)
     monkeypatch.setattr(attention, "MAX_SCORES", 100)
@@ -187,7 +196,7 @@ def on_canvas(images, shape, seed=0):
     rng = np.random.default_rng(seed)
     canvas = np.where(rng.random((len(images), *shape, 3)) < 0.5, np.nan, 1e6)
     for i, image in enumerate(images):
-        canvas[i, :image.shape[0], :image.shape[1]] = image
+        canvas[i, : image.shape[0], : image.shape[1]] = image
     return canvas, np.array([image.shape[:2] for image in images])
 
 
@@ -216,8 +225,9 @@ def test_canvas_is_invisible_in_training(backbone, x64):
 
     @jax.jit
     def forward(variables, x, size):
-        outputs, new = model.apply(variables, x, True, size, mutable=["batch_stats"],
-                                   rngs={"dropout": jax.random.key(0)})
+        outputs, new = model.apply(
+            variables, x, True, size, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
+        )
         return losses.isnet_losses({name: y[:, :6, :8] for name, y in outputs.items()}, labels), new
 
     assert_close(forward(variables, *on_canvas(images, (48, 72))), forward(variables, images, None), 1e-9)
@@ -228,8 +238,9 @@ def test_prediction_on_a_canvas(x64):
     model, variables = network("resnet18", num_classes=6, shortcut=True)
     variables = cast(variables, np.float64)
     images = [weights.image(*size).astype(np.float64)[0] for size in ((41, 57), (52, 31))]
-    run = jax.jit(functools.partial(predict, model, scales=(1.0, 0.75), flip=True, flip_pairs=((1, 2), (4, 5))),
-                  static_argnums=2)
+    run = jax.jit(
+        functools.partial(predict, model, scales=(1.0, 0.75), flip=True, flip_pairs=((1, 2), (4, 5))), static_argnums=2
+    )
     canvas, sizes = on_canvas(images, (56, 64))
     padded = run(variables, canvas, (51, 72), valid_size=sizes, output_size=np.array([(50, 70), (33, 40)]))
     for i, (image, (h, w)) in enumerate(zip(images, ((50, 70), (33, 40)))):
@@ -243,9 +254,9 @@ def test_windows():
     wanted, count = np.zeros_like(images), np.zeros((13, 9, 1))
     for y in (0, 3, 6, 8):
         for x in (0, 2, 4):
-            crop = images[:, y:y + 5, x:x + 5]
-            wanted[:, y:y + 5, x:x + 5] += crop - crop.mean((1, 2), keepdims=True)
-            count[y:y + 5, x:x + 5] += 1
+            crop = images[:, y : y + 5, x : x + 5]
+            wanted[:, y : y + 5, x : x + 5] += crop - crop.mean((1, 2), keepdims=True)
+            count[y : y + 5, x : x + 5] += 1
     assert_close(run((5, 5), (3, 2)), wanted / count, 1e-5)
     assert_close(run((20, 20), (3, 2)), images - images.mean((1, 2), keepdims=True), 1e-5)
 
@@ -261,8 +272,13 @@ def training_step(devices, remat, shortcut):
     images, labels = weights.image(25, 33, batch=8).astype(np.float64), weights.labels(25, 33, 5, batch=8)
 
     def loss(params, stats, images, labels):
-        outputs, new = model.apply({"params": params, "batch_stats": stats}, images, train=True,
-                                   mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})
+        outputs, new = model.apply(
+            {"params": params, "batch_stats": stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(0)},
+        )
         values = losses.isnet_losses(outputs, labels)
         return values["total"], (values, new["batch_stats"])
 
@@ -320,8 +336,10 @@ def test_losses_of_ignored_labels_are_zero():
 
 
 def test_network_needs_no_tensorflow():
-    code = ("import sys; sys.modules.update(tensorflow=None, tensorflow_datasets=None, grain=None, torch=None)\n"
-            "import isnet_jax.models, isnet_jax.losses, isnet_jax.inference, isnet_jax.convert")
+    code = (
+        "import sys; sys.modules.update(tensorflow=None, tensorflow_datasets=None, grain=None, torch=None)\n"
+        "import isnet_jax.models, isnet_jax.losses, isnet_jax.inference, isnet_jax.convert"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 
@@ -341,38 +359,56 @@ def test_batch_norm_equals_torch(torch, x64):
     x = np.random.default_rng(6).standard_normal((3, 5, 7, 4)) * 2 + 5
     ours, theirs = layers.BatchNorm(), torch.nn.BatchNorm2d(4).double()
     variables = randomised(ours.init(jax.random.key(0), x, False))
-    theirs.load_state_dict({name: torch.tensor(np.asarray(value)) for name, value in (
-        ("weight", variables["params"]["scale"]), ("bias", variables["params"]["bias"]),
-        ("running_mean", variables["batch_stats"]["mean"]), ("running_var", variables["batch_stats"]["var"]),
-        ("num_batches_tracked", 0))})
+    theirs.load_state_dict(
+        {
+            name: torch.tensor(np.asarray(value))
+            for name, value in (
+                ("weight", variables["params"]["scale"]),
+                ("bias", variables["params"]["bias"]),
+                ("running_mean", variables["batch_stats"]["mean"]),
+                ("running_var", variables["batch_stats"]["var"]),
+                ("num_batches_tracked", 0),
+            )
+        }
+    )
     for train in (True, False):
         theirs.train(train)
         y, new = ours.apply(variables, x, train, mutable=["batch_stats"])
         wanted = theirs(torch.tensor(x.transpose(0, 3, 1, 2))).detach().numpy().transpose(0, 2, 3, 1)
         assert_close(y, wanted, 1e-12)
         variables |= new
-        assert_close(dict(new["batch_stats"]), {"mean": theirs.running_mean.numpy(), "num_batches_tracked": 1,
-                                                "var": theirs.running_var.numpy()}, 1e-12)
+        assert_close(
+            dict(new["batch_stats"]),
+            {"mean": theirs.running_mean.numpy(), "num_batches_tracked": 1, "var": theirs.running_var.numpy()},
+            1e-12,
+        )
 
 
 @pytest.mark.parametrize("shape", [(23, 31), (5, 4), (9, 13), (17, 6), (9, 40)])
 def test_resize_equals_torch(shape, torch, x64):
     x = np.random.default_rng(7).standard_normal((2, 9, 13, 3))
-    interpolate = functools.partial(torch.nn.functional.interpolate, torch.tensor(x.transpose(0, 3, 1, 2)),
-                                    mode="bilinear", align_corners=False)
+    interpolate = functools.partial(
+        torch.nn.functional.interpolate, torch.tensor(x.transpose(0, 3, 1, 2)), mode="bilinear", align_corners=False
+    )
     assert_close(layers.resize(x, shape), interpolate(size=shape).numpy().transpose(0, 2, 3, 1), 1e-12)
 
 
 @pytest.mark.parametrize("scale", [0.5, 0.75, 1.1, 1.25, 1.75])
 def test_rescale_equals_torch(scale, torch, x64):
     x = np.random.default_rng(8).standard_normal((1, 29, 23, 3))
-    wanted = torch.nn.functional.interpolate(torch.tensor(x.transpose(0, 3, 1, 2)), scale_factor=scale,
-                                             mode="bilinear", align_corners=False).numpy().transpose(0, 2, 3, 1)
+    wanted = (
+        torch.nn.functional.interpolate(
+            torch.tensor(x.transpose(0, 3, 1, 2)), scale_factor=scale, mode="bilinear", align_corners=False
+        )
+        .numpy()
+        .transpose(0, 2, 3, 1)
+    )
     assert_close(rescale(x, scale)[0], wanted, 1e-12)
-    padded, size = rescale(np.pad(x, ((0, 0), (0, 4), (0, 9), (0, 0)), constant_values=np.nan), scale,
-                           np.array([[29, 23]]))
+    padded, size = rescale(
+        np.pad(x, ((0, 0), (0, 4), (0, 9), (0, 0)), constant_values=np.nan), scale, np.array([[29, 23]])
+    )
     assert tuple(size[0]) == wanted.shape[1:3]
-    assert_close(padded[:, :size[0, 0], :size[0, 1]], wanted, 1e-12)
+    assert_close(padded[:, : size[0, 0], : size[0, 1]], wanted, 1e-12)
 
 
 @pytest.mark.parametrize("backbone", slow_if(("resnet34", *DEEP), DEEP))
@@ -380,8 +416,9 @@ def test_other_depths_equal_torch(backbone, torch, x64):
     oracle = load_module(Path(__file__).parents[1] / "benchmarks" / "torch_isnet.py")
     model, variables = network(backbone)
     net = oracle.ISNet(backbone, 5, dropout=0.0)
-    net.load_state_dict({key: torch.from_numpy(np.asarray(value))
-                         for key, value in convert.to_torch(variables, model).items()})
+    net.load_state_dict(
+        {key: torch.from_numpy(np.asarray(value)) for key, value in convert.to_torch(variables, model).items()}
+    )
     net.double().eval()
     variables = cast(variables, np.float64)
     # ResNeSt normalises one vector an image: with few images that multiplies rounding errors, block after block
@@ -395,5 +432,8 @@ def test_other_depths_equal_torch(backbone, torch, x64):
     assert_close([outputs["logits"], outputs["stage1_logits"]], wanted, 1e-9)
     train = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
     found = losses.isnet_losses(train(variables, images, rngs={"dropout": jax.random.key(0)})[0], labels)
-    assert_close([found[name] for name in ("auxiliary", "stage1", "stage2", "total")],
-                 [wanted_losses[name].numpy() for name in ("aux", "stage1", "stage2", "total")], 1e-9)
+    assert_close(
+        [found[name] for name in ("auxiliary", "stage1", "stage2", "total")],
+        [wanted_losses[name].numpy() for name in ("aux", "stage1", "stage2", "total")],
+        1e-9,
+    )

@@ -1,4 +1,5 @@
 """`python -m isnet_jax.predict` as a user runs it: images of every kind, good and bad, and what is written of them."""
+
 import os
 import re
 import struct
@@ -26,10 +27,19 @@ LANDSCAPE, PORTRAIT, WIDE = (48, 72), (72, 48), (40, 90)  # (h, w); networks see
 
 def run(*words, devices=1, path=()):
     """A command as typed: (exit code, stdout, stderr), unwrapped."""
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices),
-                   "PYTHONPATH": os.pathsep.join(map(str, (*path, ROOT)))}
-    done = subprocess.run([sys.executable, "-m", "isnet_jax.predict", *map(str, words)], capture_output=True, text=True,
-                          cwd=ROOT, env=environment, timeout=300)
+    environment = {
+        **os.environ,
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "PYTHONPATH": os.pathsep.join(map(str, (*path, ROOT))),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "isnet_jax.predict", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        timeout=300,
+    )
     return done.returncode, done.stdout, " ".join(done.stderr.split())
 
 
@@ -57,7 +67,8 @@ def png(size, *chunks):
     header = struct.pack(">IIBBBBB", *size[::-1], 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in ((b"IHDR", header), *chunks, (b"IEND", b"")))
+        for kind, data in ((b"IHDR", header), *chunks, (b"IEND", b""))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +77,18 @@ def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
     (folder / "street").mkdir()
     (folder / ".hidden").mkdir()
-    pixels = {name: draw(i, size) for i, (name, size) in enumerate(
-        {"a": LANDSCAPE, "street/a": WIDE, "portrait": PORTRAIT, "alpha": LANDSCAPE, "deep colour": PORTRAIT}.items())}
+    pixels = {
+        name: draw(i, size)
+        for i, (name, size) in enumerate(
+            {
+                "a": LANDSCAPE,
+                "street/a": WIDE,
+                "portrait": PORTRAIT,
+                "alpha": LANDSCAPE,
+                "deep colour": PORTRAIT,
+            }.items()
+        )
+    }
     Image.fromarray(pixels["a"]).save(folder / "a.png")
     Image.fromarray(pixels["a"]).save(folder / ".hidden" / "b.png")
     Image.fromarray(pixels["street/a"]).save(folder / "street" / "a.bmp")
@@ -80,8 +101,12 @@ def photos(tmp_path_factory):
     Image.fromarray(draw(21, PORTRAIT)).save(folder / "turned.jpg", exif=turned(6))
     pixels["turned"] = np.array(ImageOps.exif_transpose(Image.open(folder / "turned.jpg")))
     assert pixels["turned"].shape[:2] == LANDSCAPE
-    for name, mode, suffix in (("cmyk", "CMYK", "jpg"), ("grey", "L", "jpeg"), ("palette", "P", "png"),
-                               ("line", "1", "png")):
+    for name, mode, suffix in (
+        ("cmyk", "CMYK", "jpg"),
+        ("grey", "L", "jpeg"),
+        ("palette", "P", "png"),
+        ("line", "1", "png"),
+    ):
         Image.fromarray(draw(22, LANDSCAPE)).convert(mode).save(folder / f"{name}.{suffix}")
         pixels[name] = np.array(Image.open(folder / f"{name}.{suffix}").convert("RGB"))
     (folder / "cut.jpg").write_bytes((folder / "turned.jpg").read_bytes()[:900])
@@ -103,6 +128,7 @@ def check(prediction, image, scores_of):
 def test_a_folder_of_images_of_every_kind(photos, tmp_path):
     """On two devices, with a checkpoint directory; and what cannot be read is listed."""
     from isnet_jax.datasets.scenes import Scenes
+
     folder, pixels = photos
     c = small_config(8, "scenes")
     model = create_model(c.model)
@@ -114,8 +140,12 @@ def test_a_folder_of_images_of_every_kind(photos, tmp_path):
     assert code == 1 and "Traceback" not in err
     assert f"{len(pixels) + 3} images" in out and f"{len(pixels)} images predicted" in out and "commonest: " in out
     assert any(name in out for name in Scenes.NAMES)
-    for pattern in ("bomb.png has more than 100 megapixels", r"cut.jpg is damaged \(.*truncated", "text.jpg is no JPEG",
-                    f"error: 3 of {len(pixels) + 3} images could not be predicted"):
+    for pattern in (
+        "bomb.png has more than 100 megapixels",
+        r"cut.jpg is damaged \(.*truncated",
+        "text.jpg is no JPEG",
+        f"error: 3 of {len(pixels) + 3} images could not be predicted",
+    ):
         assert re.search(pattern, err), err
     written = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert written == {f"{name}{end}" for name in pixels for end in (".png", "_overlay.jpg")}
@@ -135,17 +165,27 @@ def test_an_official_checkpoint_with_mirroring_as_cityscapes_wants_it(photos, tm
     """Where TensorFlow is not installed: predicting does not need it."""
     pytest.importorskip("torch")
     from isnet_jax.datasets.cityscapes import Cityscapes
+
     folder, pixels = photos
     (tmp_path / "fake").mkdir()
     (tmp_path / "fake" / "tensorflow.py").write_text("raise ImportError('not installed')")
     model = create_model({"backbone": "resnet18", "num_classes": 19})
     variables = random_variables(model)
     convert._write_pth(tmp_path / "isnet.pth", convert.to_torch(variables, model))
-    arguments = [f"--checkpoint={tmp_path}/isnet.pth", "--config=configs/cityscapes.py:resnet18", "--tta",
-                 "--format=cityscapes", "--config.test.tta.mode=whole", "--config.test.tta.scales=(1.0,)",
-                 "--config.test.resize=(96,64)", "--config.test.max_programs=1", "--config.augment.flip_pairs=((0,1),)"]
-    code, out, err = run(folder / "grey.jpeg", folder / "street", *arguments, f"--output={tmp_path}/out",
-                         path=[tmp_path / "fake"])
+    arguments = [
+        f"--checkpoint={tmp_path}/isnet.pth",
+        "--config=configs/cityscapes.py:resnet18",
+        "--tta",
+        "--format=cityscapes",
+        "--config.test.tta.mode=whole",
+        "--config.test.tta.scales=(1.0,)",
+        "--config.test.resize=(96,64)",
+        "--config.test.max_programs=1",
+        "--config.augment.flip_pairs=((0,1),)",
+    ]
+    code, out, err = run(
+        folder / "grey.jpeg", folder / "street", *arguments, f"--output={tmp_path}/out", path=[tmp_path / "fake"]
+    )
     assert (code, err) == (0, "") and "2 images predicted" in out and "class " in out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "grey.png"]
     scores_of = jax.jit(partial(inference.predict, model, variables, flip=True, flip_pairs=((0, 1),)), static_argnums=1)
@@ -161,6 +201,7 @@ def test_the_values_in_files_for_benchmarks_become_the_classes_again():
     from isnet_jax.datasets.ade20k import Ade20k
     from isnet_jax.datasets.cityscapes import Cityscapes
     from isnet_jax.datasets.lip import Lip
+
     for name, builder in (("ade20k", Ade20k), ("cityscapes", Cityscapes), ("lip", Lip)):
         np.testing.assert_array_equal(builder.TRAIN_IDS[list(predict.FORMATS[name])], np.arange(len(builder.NAMES)))
 
@@ -169,9 +210,10 @@ def test_mistakes_on_the_command_line(photos, tmp_path):
     folder, _ = photos
     (tmp_path / "x.pth").write_bytes(b"")
     for words, code, pattern in (
-            (["--output=out", "--checkpoint=x"], 2, "IMAGE_OR_FOLDER is missing"),
-            ([folder, f"--checkpoint={tmp_path}/x.pth", f"--output={tmp_path}/out"], 1, "add --config=FILE"),
-            ([folder, f"--checkpoint={tmp_path}", f"--output={folder}/out"], 1, "choose a directory apart")):
+        (["--output=out", "--checkpoint=x"], 2, "IMAGE_OR_FOLDER is missing"),
+        ([folder, f"--checkpoint={tmp_path}/x.pth", f"--output={tmp_path}/out"], 1, "add --config=FILE"),
+        ([folder, f"--checkpoint={tmp_path}", f"--output={folder}/out"], 1, "choose a directory apart"),
+    ):
         found, _, err = run(*words)
         assert found == code and err.startswith("error: ") and "Traceback" not in err and re.search(pattern, err), err
     assert not (tmp_path / "out").exists() and not (folder / "out").exists()
@@ -180,9 +222,11 @@ def test_mistakes_on_the_command_line(photos, tmp_path):
 def test_inputs_and_outputs_that_do_not_go_together(photos, tmp_path):
     folder, _ = photos
     (tmp_path / "empty").mkdir()
-    for words, pattern in (([tmp_path / "none.jpg"], "none.jpg does not exist"),
-                           ([tmp_path / "empty"], "holds no images"),
-                           ([folder, folder / "a.png"], "both be written to a.png")):
+    for words, pattern in (
+        ([tmp_path / "none.jpg"], "none.jpg does not exist"),
+        ([tmp_path / "empty"], "holds no images"),
+        ([folder, folder / "a.png"], "both be written to a.png"),
+    ):
         with pytest.raises(UserError, match=pattern):
             predict.find_images(words)
     words = [folder / ".." / folder.name / "street", folder / "cut.jpg"]

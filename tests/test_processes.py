@@ -1,4 +1,5 @@
 """Many processes: the same run as in one; elastic resumption; a process that dies."""
+
 import json
 import os
 import re
@@ -17,8 +18,13 @@ from isnet_jax import datasets, distributed
 from isnet_jax.log import read_metrics
 
 # In float64 another order of sums does not show after a few steps; parameters stay float32.
-FIELDS = {"model.dtype": "float64", "augment.crop_size": (64, 48), "train.epochs": 2, "run.eval_every_epochs": 1,
-          "run.checkpoint_every_steps": 2}
+FIELDS = {
+    "model.dtype": "float64",
+    "augment.crop_size": (64, 48),
+    "train.epochs": 2,
+    "run.eval_every_epochs": 1,
+    "run.checkpoint_every_steps": 2,
+}
 STEPS = 4
 
 
@@ -49,8 +55,14 @@ def start(count, words, devices=1):
     with socket.socket() as found:
         found.bind(("localhost", 0))
         port = found.getsockname()[1]
-    return [Started([*words, f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={i}"],
-                    JAX_NUM_CPU_DEVICES=str(devices), JAX_ENABLE_X64="1") for i in range(count)]
+    return [
+        Started(
+            [*words, f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={i}"],
+            JAX_NUM_CPU_DEVICES=str(devices),
+            JAX_ENABLE_X64="1",
+        )
+        for i in range(count)
+    ]
 
 
 def assert_same_run(a, b, tolerance=1e-5):
@@ -65,14 +77,18 @@ def assert_same_run(a, b, tolerance=1e-5):
         if "digest" not in name:
             scale = max(np.abs(value).max(initial=0), 1e-3)
             assert np.abs(value - others[name]).max(initial=0) <= 50 * tolerance * scale, name
-    counted, others = (np.array(json.loads((path / "results.json").read_text())["weights"]["confusion"])
-                       for path in (a, b))
+    counted, others = (
+        np.array(json.loads((path / "results.json").read_text())["weights"]["confusion"]) for path in (a, b)
+    )
     np.testing.assert_array_equal(counted.sum(1), others.sum(1))
     assert np.abs(counted - others).sum() <= 0.001 * counted.sum()  # ties of scores
 
 
-PROCESSES = [(2, 1, "auto"), pytest.param(4, 1, "data=2,spatial=2", marks=pytest.mark.slow),
-             pytest.param(2, 4, "data=4,spatial=2", marks=pytest.mark.slow)]
+PROCESSES = [
+    (2, 1, "auto"),
+    pytest.param(4, 1, "data=2,spatial=2", marks=pytest.mark.slow),
+    pytest.param(2, 4, "data=4,spatial=2", marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize("count, devices, mesh", PROCESSES)
@@ -92,8 +108,11 @@ def test_a_run_goes_on_with_other_devices_and_processes(camvid, single, tmp_path
     """One device, then 2 processes of two in strips, then 4 devices: the same run to rounding."""
     for epochs, count, devices, mesh in ((1, 1, 1, "auto"), (2, 2, 2, "data=2,spatial=2"), (2, 1, 4, "data=4")):
         words = command(*arguments(camvid, tmp_path / "run", mesh=mesh, **{"run.checkpoint_every_steps": 1}))
-        processes = start(count, words, devices) if count > 1 else [
-            Started(words, JAX_NUM_CPU_DEVICES=str(devices), JAX_ENABLE_X64="1")]
+        processes = (
+            start(count, words, devices)
+            if count > 1
+            else [Started(words, JAX_NUM_CPU_DEVICES=str(devices), JAX_ENABLE_X64="1")]
+        )
         if (count, devices) != (1, 4):  # stopped on the way
             processes[0].wait_for(f"^step {2 * epochs - 1}/")
             os.kill(processes[-1].process.pid, signal.SIGTERM)
@@ -139,8 +158,11 @@ def test_when_a_process_dies_the_rest_stop_and_the_run_goes_on(camvid, single, t
 
 
 def test_evaluation_in_many_processes(camvid, single, tmp_path):
-    flags = ["--config=configs/camvid.py:resnet18", f"--checkpoint={single}",
-             *[word for word in overrides(camvid, **FIELDS) if "=config.run" not in word]]
+    flags = [
+        "--config=configs/camvid.py:resnet18",
+        f"--checkpoint={single}",
+        *[word for word in overrides(camvid, **FIELDS) if "=config.run" not in word],
+    ]
     one = Started(command(*flags, f"--output={tmp_path}/one", module="evaluate"), JAX_ENABLE_X64="1")
     assert one.end(300) == (0, "")
     processes = start(2, command(*flags, f"--output={tmp_path}/two", module="evaluate"))
@@ -158,13 +180,23 @@ def test_evaluation_in_many_processes(camvid, single, tmp_path):
     assert names == sorted(path.name for path in (tmp_path / "one" / "predictions").iterdir()) and len(names) == 5
 
 
-@pytest.mark.parametrize("words, message", [
-    (["--num_processes=2"], "of --coordinator, --num_processes, --process_id all are needed, or none; there is only "
-                            "--num_processes"),
-    (["--coordinator=localhost:1", "--num_processes=2", "--process_id=2"],
-     "--process_id=2 is not below --num_processes=2"),
-    (["--coordinator=localhost", "--num_processes=2", "--process_id=1"], "--coordinator=localhost is not HOST:PORT"),
-])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (
+            ["--num_processes=2"],
+            "of --coordinator, --num_processes, --process_id all are needed, or none; there is only --num_processes",
+        ),
+        (
+            ["--coordinator=localhost:1", "--num_processes=2", "--process_id=2"],
+            "--process_id=2 is not below --num_processes=2",
+        ),
+        (
+            ["--coordinator=localhost", "--num_processes=2", "--process_id=1"],
+            "--coordinator=localhost is not HOST:PORT",
+        ),
+    ],
+)
 def test_flags_that_do_not_fit_together(words, message):
     code, _, err = run("--config=configs/quickstart.py", *words)
     assert code == 2 and err.startswith("error: ") and message in unwrapped(err)
@@ -174,8 +206,15 @@ def test_without_flags_jax_is_left_to_find_the_processes(monkeypatch):
     """As under Slurm."""
     seen = []
 
-    def initialize(coordinator_address=None, num_processes=None, process_id=None, local_device_ids=None, *,
-                   initialization_timeout=300, heartbeat_timeout_seconds=100):
+    def initialize(
+        coordinator_address=None,
+        num_processes=None,
+        process_id=None,
+        local_device_ids=None,
+        *,
+        initialization_timeout=300,
+        heartbeat_timeout_seconds=100,
+    ):
         seen.append((coordinator_address, num_processes, process_id))
 
     monkeypatch.setattr(distributed.jax.distributed, "initialize", initialize)
@@ -189,25 +228,51 @@ def test_without_flags_jax_is_left_to_find_the_processes(monkeypatch):
 
 
 def test_a_first_process_that_is_not_there():
-    code = ("import isnet_jax.main as main; from isnet_jax import command, distributed; "
-            "distributed.CONNECT_SECONDS, distributed.TELL_SECONDS = 3, 1; "
-            "command.run(main._main, main.__doc__, main._define_flags)")
+    code = (
+        "import isnet_jax.main as main; from isnet_jax import command, distributed; "
+        "distributed.CONNECT_SECONDS, distributed.TELL_SECONDS = 3, 1; "
+        "command.run(main._main, main.__doc__, main._define_flags)"
+    )
     words = ["--config=configs/quickstart.py", "--coordinator=localhost:1", "--num_processes=2", "--process_id=1"]
-    done = subprocess.run([*command()[:1], "-c", code, *words], cwd=ROOT, text=True, capture_output=True,
-                          env=environment(), timeout=120)
+    done = subprocess.run(
+        [*command()[:1], "-c", code, *words], cwd=ROOT, text=True, capture_output=True, env=environment(), timeout=120
+    )
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert re.search("waiting for the other processes .* error: Process 0 of this run does not listen at "
-                     "--coordinator=localhost:1 ", unwrapped(done.stderr)), done
+    assert re.search(
+        "waiting for the other processes .* error: Process 0 of this run does not listen at --coordinator=localhost:1 ",
+        unwrapped(done.stderr),
+    ), done
 
 
-@pytest.mark.parametrize("variables, expected", [
-    ({}, False), ({"SLURM_JOB_ID": "1"}, False),
-    ({"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "a[1-2]", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
-      "SLURM_NTASKS": "2"}, True),
-    ({"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "a", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
-      "SLURM_NTASKS": "1"}, False),
-    ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),
-    ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"}, True)])
+@pytest.mark.parametrize(
+    "variables, expected",
+    [
+        ({}, False),
+        ({"SLURM_JOB_ID": "1"}, False),
+        (
+            {
+                "SLURM_JOB_ID": "1",
+                "SLURM_STEP_NODELIST": "a[1-2]",
+                "SLURM_PROCID": "0",
+                "SLURM_LOCALID": "0",
+                "SLURM_NTASKS": "2",
+            },
+            True,
+        ),
+        (
+            {
+                "SLURM_JOB_ID": "1",
+                "SLURM_STEP_NODELIST": "a",
+                "SLURM_PROCID": "0",
+                "SLURM_LOCALID": "0",
+                "SLURM_NTASKS": "1",
+            },
+            False,
+        ),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"}, True),
+    ],
+)
 def test_what_tells_of_other_processes(variables, expected, monkeypatch):
     for name in ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "KUBERNETES_SERVICE_HOST"):
         monkeypatch.delenv(name, raising=False)

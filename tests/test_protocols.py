@@ -1,4 +1,5 @@
 """Conventions of scoring: by hand, and against the Cityscapes evaluator."""
+
 import json
 import runpy
 from pathlib import Path
@@ -17,14 +18,17 @@ ROOT = Path(__file__).parents[1]
 CONFUSION = np.array([[6, 2, 0, 1], [1, 8, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
 
 
-@pytest.mark.parametrize("protocol, miou, mean_accuracy, iou", [
-    ("official", (6 / 10 + 8 / 11) / 3, (6 / 9 + 8 / 9) / 2, (6 / 10, 8 / 11, np.nan, 0)),
-    ("mmseg", (6 / 10 + 8 / 11) / 3, (6 / 9 + 8 / 9) / 2, (6 / 10, 8 / 11, np.nan, 0)),
-    ("cityscapes", (6 / 10 + 8 / 11) / 3, (6 / 9 + 8 / 9) / 2, (6 / 10, 8 / 11, np.nan, 0)),
-    ("ground_truth", (6 / 10 + 8 / 11) / 2, (6 / 9 + 8 / 9) / 2, (6 / 10, 8 / 11, np.nan, np.nan)),
-    ("absent_zero", (6 / 10 + 8 / 11) / 4, (6 / 9 + 8 / 9) / 4, (6 / 10, 8 / 11, 0, 0)),
-    ("absent_one", (6 / 10 + 8 / 11 + 1) / 4, (6 / 9 + 8 / 9 + 2) / 4, (6 / 10, 8 / 11, 1, 0)),
-])
+@pytest.mark.parametrize(
+    "protocol, miou, mean_accuracy, iou",
+    [
+        ("official", (6 / 10 + 8 / 11) / 3, (6 / 9 + 8 / 9) / 2, (6 / 10, 8 / 11, np.nan, 0)),
+        ("mmseg", (6 / 10 + 8 / 11) / 3, (6 / 9 + 8 / 9) / 2, (6 / 10, 8 / 11, np.nan, 0)),
+        ("cityscapes", (6 / 10 + 8 / 11) / 3, (6 / 9 + 8 / 9) / 2, (6 / 10, 8 / 11, np.nan, 0)),
+        ("ground_truth", (6 / 10 + 8 / 11) / 2, (6 / 9 + 8 / 9) / 2, (6 / 10, 8 / 11, np.nan, np.nan)),
+        ("absent_zero", (6 / 10 + 8 / 11) / 4, (6 / 9 + 8 / 9) / 4, (6 / 10, 8 / 11, 0, 0)),
+        ("absent_one", (6 / 10 + 8 / 11 + 1) / 4, (6 / 9 + 8 / 9 + 2) / 4, (6 / 10, 8 / 11, 1, 0)),
+    ],
+)
 def test_protocols_by_hand(protocol, miou, mean_accuracy, iou):
     result = protocols.scores(CONFUSION, protocol)
     assert result["miou"] == pytest.approx(miou) and result["mean_accuracy"] == pytest.approx(mean_accuracy)
@@ -39,17 +43,20 @@ def test_official_is_the_default_and_an_empty_matrix_is_undefined():
     empty = protocols.all_scores(np.zeros((3, 3), int))
     assert all(np.isnan(empty[name]["miou"]) for name in ("official", "ground_truth"))
     assert (empty["absent_zero"]["miou"], empty["absent_one"]["miou"]) == (0, 1)
-    assert all(np.isnan(result["pixel_accuracy"]) and np.isnan(result["frequency_weighted_iou"])
-               for result in empty.values())
+    assert all(
+        np.isnan(result["pixel_accuracy"]) and np.isnan(result["frequency_weighted_iou"]) for result in empty.values()
+    )
 
 
 def test_reasons_are_told_where_protocols_differ_and_only_there():
     assert protocols.difference(CONFUSION, "official", "ground_truth") == (
-        "1 class is predicted but never in the truth: official counts it as 0, ground_truth leaves it out")
+        "1 class is predicted but never in the truth: official counts it as 0, ground_truth leaves it out"
+    )
     assert protocols.difference(CONFUSION, "official", "absent_zero") == (
         "1 class is neither predicted nor in the truth: official leaves it out, absent_zero counts it as 0; "
         "1 class is predicted but never in the truth, in mean accuracy: official leaves it out, absent_zero counts it "
-        "as 0")
+        "as 0"
+    )
     assert protocols.difference(CONFUSION, "official", "mmseg") == ""
     complete = CONFUSION[:2, :2]
     for a in protocols.PROTOCOLS:
@@ -78,6 +85,7 @@ def test_cityscapes_agrees_with_its_evaluator_to_the_last_digit(tmp_path, monkey
     """PNGs of labelIds through cityscapesscripts: bus is only predicted, train nowhere, ids 0..6 are ignored."""
     evaluator = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
     from cityscapesscripts.helpers.labels import category2labels, id2label, name2label
+
     evaluated = [label for label in id2label.values() if not label.ignoreInEval]
     ids = np.array([label.id for label in sorted(evaluated, key=lambda label: label.trainId)])  # of train id 0..18
     train_ids = np.full(256, 255)
@@ -119,8 +127,15 @@ def test_published_results():
         c = runpy.run_path(str(ROOT / f"configs/{config_name}.py"))["get_config"](backbone)
         assert c.data.name == dataset and c.data.eval_split == published.SPLITS[dataset]
         for name, miou in zip(("single", "tta"), scores):
-            setting = {"name": name, "mode": "whole", "scales": (1.0,), "flip": False,
-                       **inference_settings(c, name == "tta"), "resize": c.test.resize, "keep_ratio": c.test.keep_ratio}
+            setting = {
+                "name": name,
+                "mode": "whole",
+                "scales": (1.0,),
+                "flip": False,
+                **inference_settings(c, name == "tta"),
+                "resize": c.test.resize,
+                "keep_ratio": c.test.keep_ratio,
+            }
             setting = json.loads(json.dumps(setting))  # as results.json has it
             assert published.find(dataset, backbone, c.data.eval_split, setting)[:3] == (c.data.eval_split, miou, name)
             for changes in {"resize": [96, 64]}, {"scales": [1.0, 2.0]}, {"mode": "other"}, {"name": "other"}:

@@ -1,4 +1,5 @@
 """Tests isnet_jax.pth against files that PyTorch writes, and against damaged and hostile ones."""
+
 import io
 import os
 import pickle
@@ -42,6 +43,7 @@ def save(obj, path, zipped, **options):
 def assert_same(ours, theirs):
     """ours is what load returns for theirs, an object of PyTorch."""
     import torch
+
     if isinstance(theirs, torch.Tensor):
         assert type(ours) is np.ndarray and ours.shape == tuple(theirs.shape) and ours.flags.c_contiguous
         assert ours.dtype.name == str(theirs.dtype).removeprefix("torch.") and ours.flags.writeable
@@ -81,17 +83,28 @@ def test_fixture(zipped):
     result = pth.load(FIXTURES[zipped])
     assert result["epoch"] == 7 and result["size"] == (3, 4) and type(result["model"]) is OrderedDict
     base, extra = np.arange(12, dtype=np.float32).reshape(3, 4), result["extra"]
-    expected = {"half": np.array([1.5, -2], np.float16), "brain": np.array([1, -3], ml_dtypes.bfloat16),
-                "bool": np.array([True, False]), "transposed": base.T, "column": base[:, 1],
-                "empty": np.zeros((0, 3), np.float32)}
+    expected = {
+        "half": np.array([1.5, -2], np.float16),
+        "brain": np.array([1, -3], ml_dtypes.bfloat16),
+        "bool": np.array([True, False]),
+        "transposed": base.T,
+        "column": base[:, 1],
+        "empty": np.zeros((0, 3), np.float32),
+    }
     assert list(extra) == list(expected)
     for name, array in expected.items():
         assert extra[name].dtype == array.dtype and extra[name].flags.c_contiguous
         np.testing.assert_array_equal(extra[name], array)
     weights = pth.state_dict(FIXTURES[zipped])
     assert {name: value.shape for name, value in weights.items()} == {
-        "0.weight": (2, 1, 3, 3), "0.bias": (2,), "1.weight": (2,), "1.bias": (2,), "1.running_mean": (2,),
-        "1.running_var": (2,), "1.num_batches_tracked": ()}
+        "0.weight": (2, 1, 3, 3),
+        "0.bias": (2,),
+        "1.weight": (2,),
+        "1.bias": (2,),
+        "1.running_mean": (2,),
+        "1.running_var": (2,),
+        "1.num_batches_tracked": (),
+    }
     # torch.manual_seed(0) makes this first weight
     np.testing.assert_allclose(weights["0.weight"][0, 0, 0], [-0.0025, 0.1788, -0.2743], atol=1e-4)
     np.testing.assert_array_equal(weights["1.running_var"], [1, 1])
@@ -101,23 +114,46 @@ def test_fixture(zipped):
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_all_kinds_of_values(tmp_path, zipped, protocol):
     torch = pytest.importorskip("torch")
-    dtypes = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
-              torch.int8, torch.uint8, torch.bool, torch.complex64, torch.complex128]
+    dtypes = [
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
+        torch.complex64,
+        torch.complex128,
+    ]
     base = torch.arange(60, dtype=torch.float32).reshape(3, 4, 5)
-    obj = {"dtypes": [torch.tensor([[0, 1, 2], [3, 4, 5]]).to(dtype) for dtype in dtypes],
-           "views": (base, base[1:, ::2, 3], base.permute(2, 0, 1), base[2], base.reshape(-1)[7:8], base[:, :0]),
-           "scalar": torch.tensor(3), "parameter": torch.nn.Parameter(base[0].clone()),
-           "values": [1, -1, 255, 70000, 2**63 + 1, 0.5, True, None, "ü" * 300, b"\xff\0", (), (1,), (1, 2, 3, 4), {}],
-           "ordered": OrderedDict(b=1, a=[2]), "size": base.shape, 5: {None: 1, 1.5: 2}, "float64": np.float64(0.25),
-           "int64": np.int64(-3), "bool": np.bool_(True)}
+    obj = {
+        "dtypes": [torch.tensor([[0, 1, 2], [3, 4, 5]]).to(dtype) for dtype in dtypes],
+        "views": (base, base[1:, ::2, 3], base.permute(2, 0, 1), base[2], base.reshape(-1)[7:8], base[:, :0]),
+        "scalar": torch.tensor(3),
+        "parameter": torch.nn.Parameter(base[0].clone()),
+        "values": [1, -1, 255, 70000, 2**63 + 1, 0.5, True, None, "ü" * 300, b"\xff\0", (), (1,), (1, 2, 3, 4), {}],
+        "ordered": OrderedDict(b=1, a=[2]),
+        "size": base.shape,
+        5: {None: 1, 1.5: 2},
+        "float64": np.float64(0.25),
+        "int64": np.int64(-3),
+        "bool": np.bool_(True),
+    }
     assert_same(pth.load(save(obj, tmp_path / "a.pth", zipped, pickle_protocol=protocol)), obj)
 
 
 @FORMATS
 def test_special_objects(tmp_path, zipped):
     torch = pytest.importorskip("torch")
-    obj = {"dtype": torch.float32, "brain": torch.bfloat16, "device": torch.device("cuda:0"),
-           "milestones": Counter([3, 3])}
+    obj = {
+        "dtype": torch.float32,
+        "brain": torch.bfloat16,
+        "device": torch.device("cuda:0"),
+        "milestones": Counter([3, 3]),
+    }
     result = pth.load(save(obj, tmp_path / "a.pth", zipped))
     assert result == {"dtype": np.float32, "brain": ml_dtypes.bfloat16, "device": "cuda", "milestones": {3: 2}}
 
@@ -125,15 +161,22 @@ def test_special_objects(tmp_path, zipped):
 @FORMATS
 def test_shared_storage(tmp_path, zipped):
     torch = pytest.importorskip("torch")
-    base = torch.arange(6.)
+    base = torch.arange(6.0)
     result = pth.load(save([base, base, base[2:4], base.view(2, 3)], tmp_path / "a.pth", zipped))
     assert result[0] is result[1]
     assert_same(result, [base, base, base[2:4], base.view(2, 3)])
 
 
 @FORMATS
-@pytest.mark.parametrize("wrap", [lambda sd: sd, lambda sd: {"model": sd, "epoch": 3}, lambda sd: {"state_dict": sd},
-                                  lambda sd: {"meta": {"text": "x"}, "model_state_dict": sd}])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda sd: sd,
+        lambda sd: {"model": sd, "epoch": 3},
+        lambda sd: {"state_dict": sd},
+        lambda sd: {"meta": {"text": "x"}, "model_state_dict": sd},
+    ],
+)
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_state_dict(tmp_path, zipped, wrap, prefix):
     torch = pytest.importorskip("torch")
@@ -170,24 +213,33 @@ def test_zip_without_checksums(tmp_path):
 
 
 def test_needs_neither_torch_nor_pickle():
-    code = ("import sys; sys.modules['torch'] = None\n"
-            "import pickle\n"
-            "def no(*a, **k): raise AssertionError('pickle was used')\n"
-            "pickle.load = pickle.loads = pickle.Unpickler = pickle._Unpickler = no\n"
-            "from isnet_jax import pth\n"
-            f"for path in {[str(p) for p in FIXTURES.values()]!r}: assert len(pth.state_dict(path)) == 7\n")
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import pickle\n"
+        "def no(*a, **k): raise AssertionError('pickle was used')\n"
+        "pickle.load = pickle.loads = pickle.Unpickler = pickle._Unpickler = no\n"
+        "from isnet_jax import pth\n"
+        f"for path in {[str(p) for p in FIXTURES.values()]!r}: assert len(pth.state_dict(path)) == 7\n"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=DATA.parent.parent)
 
 
 # Files that are not what they should be
 
 
-@pytest.mark.parametrize("content, word", [
-    (b"", "empty"), (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
-    (b"\n<!DOCTYPE html><html>", "web page"), (b"PK\3\4" + b"\0" * 100, "damaged"),
-    (b"\x93NUMPY", "format of PyTorch"),
-    (pickle.dumps({"a": 1}), "format of PyTorch"), (random.Random(0).randbytes(500), "."),
-    (b"\x80\x02", "format of PyTorch")])
+@pytest.mark.parametrize(
+    "content, word",
+    [
+        (b"", "empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html><html>", "web page"),
+        (b"PK\3\4" + b"\0" * 100, "damaged"),
+        (b"\x93NUMPY", "format of PyTorch"),
+        (pickle.dumps({"a": 1}), "format of PyTorch"),
+        (random.Random(0).randbytes(500), "."),
+        (b"\x80\x02", "format of PyTorch"),
+    ],
+)
 def test_other_content(tmp_path, content, word):
     path = tmp_path / "a.pth"
     path.write_bytes(content)
@@ -232,9 +284,17 @@ def test_truncated(tmp_path, zipped):
 
 
 @FORMATS
-@pytest.mark.parametrize("obj, word", [
-    ([1, 2], "list"), ({}, "empty"), ({"model": {}}, "empty"), ({"epoch": 3}, "int at 'epoch'"), (3, "int"),
-    ({"state_dict": {"a": None}}, "NoneType at 'a'")])
+@pytest.mark.parametrize(
+    "obj, word",
+    [
+        ([1, 2], "list"),
+        ({}, "empty"),
+        ({"model": {}}, "empty"),
+        ({"epoch": 3}, "int at 'epoch'"),
+        (3, "int"),
+        ({"state_dict": {"a": None}}, "NoneType at 'a'"),
+    ],
+)
 def test_no_weights(tmp_path, zipped, obj, word):
     path = write(tmp_path / "a.pth", zipped, pickle.dumps(obj, 2))
     assert pth.load(path) == obj
@@ -298,8 +358,12 @@ FOUR = ("Float", "0", 4), [("0", np.arange(4, dtype="<f4").tobytes(), 4)]
 def test_handmade_tensor(tmp_path, zipped):
     """The helpers above make files that are read; so what is refused below is refused for its content."""
     storage, raws = FOUR
-    path = write(tmp_path / "a.pth", zipped, dump({"a": Tensor(storage, 1, (3,), (1,)), "one": Tensor(
-        storage, 3, (1, 1), (10**9, 7))}), raws)
+    path = write(
+        tmp_path / "a.pth",
+        zipped,
+        dump({"a": Tensor(storage, 1, (3,), (1,)), "one": Tensor(storage, 3, (1, 1), (10**9, 7))}),
+        raws,
+    )
     np.testing.assert_array_equal(pth.state_dict(path)["a"], [1, 2, 3])
     np.testing.assert_array_equal(pth.state_dict(path)["one"], [[3]])
 
@@ -318,19 +382,50 @@ def test_big_endian(tmp_path):
 
 
 @FORMATS
-@pytest.mark.parametrize("args", [
-    (0, (5,), (1,)), (1, (4,), (1,)), (4, (), ()), (0, (2, 2), (3, 1)), (-1, (2,), (1,)), (0, (-2,), (1,)),
-    (3, (2,), (-1,)), (0, (2,), ()), (0, (1000000,), (0,)), (0, (2,), (2**62,)), (0, (2**40, 2**40), (1, 1)),
-    (0, (1.0,), (1,)), (0, [2], [1]), (0, (1,) * 40, (1,) * 40), (2**80, (1,), (1,)), (None, (1,), (1,)),
-    (0, (0, 2**59, 2**59), (1, 1, 1))], ids=str)
+@pytest.mark.parametrize(
+    "args",
+    [
+        (0, (5,), (1,)),
+        (1, (4,), (1,)),
+        (4, (), ()),
+        (0, (2, 2), (3, 1)),
+        (-1, (2,), (1,)),
+        (0, (-2,), (1,)),
+        (3, (2,), (-1,)),
+        (0, (2,), ()),
+        (0, (1000000,), (0,)),
+        (0, (2,), (2**62,)),
+        (0, (2**40, 2**40), (1, 1)),
+        (0, (1.0,), (1,)),
+        (0, [2], [1]),
+        (0, (1,) * 40, (1,) * 40),
+        (2**80, (1,), (1,)),
+        (None, (1,), (1,)),
+        (0, (0, 2**59, 2**59), (1, 1, 1)),
+    ],
+    ids=str,
+)
 def test_tensor_out_of_bounds(tmp_path, zipped, args):
     refuse(write(tmp_path / "a.pth", zipped, dump({"a": Tensor(FOUR[0], *args)}), FOUR[1]))
 
 
 @FORMATS
-@pytest.mark.parametrize("storage", [("Float", "0", 2**50), ("Float", "0", 5), ("Float", "0", 3), ("Float", "0", -1),
-                                     ("Float", "9", 4), ("Double", "0", 4), ("Untyped", "0", 16), ("Float", 0, 4),
-                                     ("Float", "../data.pkl", 4), ("Float", "0", True)], ids=str)
+@pytest.mark.parametrize(
+    "storage",
+    [
+        ("Float", "0", 2**50),
+        ("Float", "0", 5),
+        ("Float", "0", 3),
+        ("Float", "0", -1),
+        ("Float", "9", 4),
+        ("Double", "0", 4),
+        ("Untyped", "0", 16),
+        ("Float", 0, 4),
+        ("Float", "../data.pkl", 4),
+        ("Float", "0", True),
+    ],
+    ids=str,
+)
 def test_bad_storage(tmp_path, zipped, storage):
     refuse(write(tmp_path / "a.pth", zipped, dump({"a": Tensor(storage, 0, (1,), (1,))}), FOUR[1]))
 
@@ -374,7 +469,9 @@ def test_malicious(tmp_path, zipped, protocol, function):
 def test_other_globals(tmp_path, zipped):
     pytest.importorskip("torch")
     import argparse
+
     import torch
+
     path = tmp_path / "a.pth"
     refuse(save({"args": argparse.Namespace(lr=1)}, path, zipped), "argparse.Namespace", "torch.save")
     refuse(save({"path": Path("x")}, path, zipped), "pathlib")
@@ -386,17 +483,58 @@ def test_other_globals(tmp_path, zipped):
 
 
 @FORMATS
-@pytest.mark.parametrize("pickled", [
-    b"ctorch.storage\n_load_from_bytes\nU\x01x\x85R.", b"ctorch\nUntypedStorage\n.", b"cbuiltins\ngetattr\n.",
-    b"ccollections\nOrderedDict\n)\x81.", b"(i__main__\nx\n.", b"Pkey\n.", b"\x82\x01.", b"0.", b".", b"N",
-    b"a.", b"]a.", b"]NNe.", b"t.", b"Nb.", b"]}b.", b"}(NNNu.", b"})Ns.", b"h\x05.", b"NNR.", b"ctorch\nSize\nNR.",
-    b"ctorch\nSize\n)R.", b"ctorch._utils\n_rebuild_tensor_v2\n)R.", b"(X\x07\0\0\0storagetQ.", b"NQ.", b"\x92.",
-    b"cnumpy\ndtype\nU\x02O8NN\x87R.", b"ccollections\nOrderedDict\n.", b"ctorch\nfloat32\n)R.", b"\x80\xff.",
-    b"\x8b" + b"\xff\xff\xff\x7f" + b"\1" * 9 + b".", b"\x8a\xff" + b"\1" * 255 + b".", b"L" + b"9" * 9999 + b"L\n.",
-    b"X\xff\xff\xff\x7fx.", b"\x8d" + b"\xff" * 8 + b"x.", b"\x8e" + b"\xff" * 8 + b".", b"\x95" + b"\xff" * 8 + b".",
-    b"]q\0h\0a.", b"}q\0K\1h\0s.", b")" + b"\x85" * 100 + b".", b"]" * 100000 + b"a" * 99999 + b".",
-    b")" + b"\x85" * 100000 + b".", b"(" * 100000 + b"t" * 99999 + b".", b")" + b"q\0h\0\x86" * 60 + b".",
-    b"})" + b"q\0h\0\x86" * 60 + b"Ns.", b"]r\xff\xff\xff\xffj\xff\xff\xff\xfea."], ids=lambda x: repr(x[:30]))
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"ctorch.storage\n_load_from_bytes\nU\x01x\x85R.",
+        b"ctorch\nUntypedStorage\n.",
+        b"cbuiltins\ngetattr\n.",
+        b"ccollections\nOrderedDict\n)\x81.",
+        b"(i__main__\nx\n.",
+        b"Pkey\n.",
+        b"\x82\x01.",
+        b"0.",
+        b".",
+        b"N",
+        b"a.",
+        b"]a.",
+        b"]NNe.",
+        b"t.",
+        b"Nb.",
+        b"]}b.",
+        b"}(NNNu.",
+        b"})Ns.",
+        b"h\x05.",
+        b"NNR.",
+        b"ctorch\nSize\nNR.",
+        b"ctorch\nSize\n)R.",
+        b"ctorch._utils\n_rebuild_tensor_v2\n)R.",
+        b"(X\x07\0\0\0storagetQ.",
+        b"NQ.",
+        b"\x92.",
+        b"cnumpy\ndtype\nU\x02O8NN\x87R.",
+        b"ccollections\nOrderedDict\n.",
+        b"ctorch\nfloat32\n)R.",
+        b"\x80\xff.",
+        b"\x8b" + b"\xff\xff\xff\x7f" + b"\1" * 9 + b".",
+        b"\x8a\xff" + b"\1" * 255 + b".",
+        b"L" + b"9" * 9999 + b"L\n.",
+        b"X\xff\xff\xff\x7fx.",
+        b"\x8d" + b"\xff" * 8 + b"x.",
+        b"\x8e" + b"\xff" * 8 + b".",
+        b"\x95" + b"\xff" * 8 + b".",
+        b"]q\0h\0a.",
+        b"}q\0K\1h\0s.",
+        b")" + b"\x85" * 100 + b".",
+        b"]" * 100000 + b"a" * 99999 + b".",
+        b")" + b"\x85" * 100000 + b".",
+        b"(" * 100000 + b"t" * 99999 + b".",
+        b")" + b"q\0h\0\x86" * 60 + b".",
+        b"})" + b"q\0h\0\x86" * 60 + b"Ns.",
+        b"]r\xff\xff\xff\xffj\xff\xff\xff\xfea.",
+    ],
+    ids=lambda x: repr(x[:30]),
+)
 def test_bad_pickle(tmp_path, zipped, pickled):
     start = time.perf_counter()
     path = write(tmp_path / "a.pth", zipped, b"\x80\x02" + pickled)
@@ -412,12 +550,21 @@ def test_memory_bombs(tmp_path, zipped):
     long_list = b"](" + b"N" * 50000 + b"eq\1"
     bombs = [
         (b"ccollections\nOrderedDict\nq\0](" + b"K\1K\1\x86" * 9000 + b"eq\1(" + b"h\0h\1\x85R" * 9000 + b"t.", ()),
-        (b"c_codecs\nencode\nq\0X\x50\xc3\0\0" + b"x" * 50000 + b"q\1U\6latin1q\2(" + b"h\0h\1h\2\x86R" * 9000 + b"t.",
-         ()),
+        (
+            b"c_codecs\nencode\nq\0X\x50\xc3\0\0"
+            + b"x" * 50000
+            + b"q\1U\6latin1q\2("
+            + b"h\0h\1h\2\x86R" * 9000
+            + b"t.",
+            (),
+        ),
         (long_list + b"ctorch\nSize\nq\0(" + b"h\0h\1\x85R" * 9000 + b"t.", ()),
-        (dump([Tensor(("Float", "0", 25000), 0, (25000 - i,), (1,)) for i in range(900)]),
-         [("0", bytes(100000), 25000)]),
-        (b"\x8a\xff" * 100000, ())]
+        (
+            dump([Tensor(("Float", "0", 25000), 0, (25000 - i,), (1,)) for i in range(900)]),
+            [("0", bytes(100000), 25000)],
+        ),
+        (b"\x8a\xff" * 100000, ()),
+    ]
     for pickled, storages in bombs:
         path = write(tmp_path / "a.pth", zipped, b"\x80\x02" + pickled.removeprefix(b"\x80\x02"), storages)
         tracemalloc.start()

@@ -1,4 +1,5 @@
 """The network, its training and its test-time inference against the recorded official ones, number by number."""
+
 import functools
 import json
 import re
@@ -17,8 +18,12 @@ from isnet_jax.train import make_optimizer, poly_schedule
 
 LOSSES = ("auxiliary", "stage1", "stage2", "total")  # in the recorded order
 SLOW_TRAINING = ("train_resnest50_20", "train_resnet50_150")
-MODULES = {"feats": "bottleneck", "image_context": "image_level_context",
-           "semantic_context": "semantic_level_context", "stages": "backbone"}
+MODULES = {
+    "feats": "bottleneck",
+    "image_context": "image_level_context",
+    "semantic_context": "semantic_level_context",
+    "stages": "backbone",
+}
 
 
 @functools.cache
@@ -29,8 +34,11 @@ def evaluate(name, dtype):
     @jax.jit
     def forward(variables, image):
         outputs, state = case.model.apply(
-            variables, image, mutable=["intermediates"],
-            capture_intermediates=lambda module, _: module.path in {(name,) for name in MODULES.values()})
+            variables,
+            image,
+            mutable=["intermediates"],
+            capture_intermediates=lambda module, _: module.path in {(name,) for name in MODULES.values()},
+        )
         seen = {key: state["intermediates"][name]["__call__"][0] for key, name in MODULES.items()}
         return outputs | seen
 
@@ -49,8 +57,9 @@ def test_eval(name, x64):
     means = [np.abs(stage).mean() for stage in found["stages"]]
     np.testing.assert_allclose(means, recorded["backbone_mean_abs"], rtol=1e-8)
     errors = {key: error(found[key], recorded[key]) for key in ("logits", "stage1_logits")}
-    errors |= {key: error(found[key][..., :32], recorded[key])
-               for key in ("feats", "image_context", "semantic_context")}
+    errors |= {
+        key: error(found[key][..., :32], recorded[key]) for key in ("feats", "image_context", "semantic_context")
+    }
     print(name, errors)
     assert max(errors.values()) <= 1e-6  # the recorded arrays are float32
 
@@ -70,16 +79,22 @@ def train(name, dtype, steps=None):
     case, losses = load_case(name), []
     meta, model = case.meta, case.model
 
-    config = SimpleNamespace(base_lr=meta.lr, min_lr=meta.min_lr, power=meta.power, momentum=meta.momentum,
-                             weight_decay=meta.weight_decay)
+    config = SimpleNamespace(
+        base_lr=meta.lr, min_lr=meta.min_lr, power=meta.power, momentum=meta.momentum, weight_decay=meta.weight_decay
+    )
     optimizer = make_optimizer(config, meta.steps)
     schedule = poly_schedule(meta.lr, meta.min_lr, meta.steps, meta.power)
 
     @jax.jit
     def step(params, stats, state, image, labels):
         def loss(params):
-            outputs, new = model.apply({"params": params, "batch_stats": stats}, image, train=True,
-                                       mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})
+            outputs, new = model.apply(
+                {"params": params, "batch_stats": stats},
+                image,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.key(0)},
+            )
             losses = isnet_losses(outputs, labels)
             return losses["total"], (losses, new["batch_stats"])
 
@@ -117,7 +132,7 @@ def test_training(name, x64):
     print(name, {"losses": errors, "gradients": grad_error, "means": mean_error, "deviations": std_error})
     assert errors[0] <= 1e-8
     assert max(grad_error, mean_error, std_error) <= 1e-8
-    assert (errors <= 1e-8 * 10.0**np.arange(len(errors))).all()  # the official trajectory is as chaotic
+    assert (errors <= 1e-8 * 10.0 ** np.arange(len(errors))).all()  # the official trajectory is as chaotic
 
 
 @pytest.mark.parametrize("name", TRAINING)
@@ -136,11 +151,20 @@ def test_inference(name, dtype):
     case = load_case(name)
     forward, tta, recorded = case.meta.forward, case.meta.tta, case.arrays
     with jax.enable_x64(dtype == "float64"):
-        run = jax.jit(functools.partial(
-            predict, case.model, output_shape=case.meta.output_size, mode=forward["mode"],
-            crop_size=forward["cropsize"], stride=forward["stride"], scales=tta["multiscale"], flip=tta["flip"],
-            flip_pairs=tta.get("fixed_seg_target_pairs", ()),
-            average="softmax" if tta["use_probs_before_resize"] else "logits"))
+        run = jax.jit(
+            functools.partial(
+                predict,
+                case.model,
+                output_shape=case.meta.output_size,
+                mode=forward["mode"],
+                crop_size=forward["cropsize"],
+                stride=forward["stride"],
+                scales=tta["multiscale"],
+                flip=tta["flip"],
+                flip_pairs=tta.get("fixed_seg_target_pairs", ()),
+                average="softmax" if tta["use_probs_before_resize"] else "logits",
+            )
+        )
         scores = np.asarray(run(cast(case.variables, dtype), case.image.astype(dtype)))[0]
     top = np.sort(scores)[..., -2:]
     margin_error = np.abs(top[..., 1] - top[..., 0] - recorded["margin"]).max()
@@ -160,8 +184,9 @@ def keys(name):
 @pytest.mark.parametrize("name", sorted(path.stem for path in (REFERENCE / "keys").glob("*.json")))
 def test_conversion_round_trip(name):
     model, state_dict = keys(name)
-    state_dict = {key: np.int64(i) if key.endswith("tracked") else value
-                  for i, (key, value) in enumerate(state_dict.items())}
+    state_dict = {
+        key: np.int64(i) if key.endswith("tracked") else value for i, (key, value) in enumerate(state_dict.items())
+    }
     back = convert.to_torch(convert.from_torch(state_dict, model), model)
     assert set(back) == set(state_dict)
     for key, value in state_dict.items():
@@ -174,7 +199,9 @@ def test_variables_are_those_of_the_network():
     wanted = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32)))
     found = convert.from_torch(state_dict, model)
     assert jax.tree.structure(dict(wanted)) == jax.tree.structure(found)
-    assert all(jax.tree.leaves(jax.tree.map(lambda w, f: w.shape == f.shape and w.dtype == f.dtype, dict(wanted), found)))
+    assert all(
+        jax.tree.leaves(jax.tree.map(lambda w, f: w.shape == f.shape and w.dtype == f.dtype, dict(wanted), found))
+    )
 
 
 def test_conversion_lists_every_fault():
@@ -184,8 +211,14 @@ def test_conversion_lists_every_fault():
     state_dict["ema.weight"] = np.zeros(3, np.float32)
     with pytest.raises(UserError) as caught:
         convert.from_torch(state_dict, model)
-    for part in ("bottleneck.0.weight", "slc_net.bottleneck.1.bias", "(150, 512, 1, 1)", "(19, 512, 1, 1)",
-                 "ema.weight", "resnet18"):
+    for part in (
+        "bottleneck.0.weight",
+        "slc_net.bottleneck.1.bias",
+        "(150, 512, 1, 1)",
+        "(19, 512, 1, 1)",
+        "ema.weight",
+        "resnet18",
+    ):
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -202,8 +235,9 @@ def test_only_the_networks_own_variables_become_a_state_dict():
 def test_batch_counters_are_optional():
     model, state_dict = keys("resnet18_19")
     without = {key: value for key, value in state_dict.items() if not key.endswith("num_batches_tracked")}
-    jax.tree.map(np.testing.assert_array_equal, convert.from_torch(without, model),
-                 convert.from_torch(state_dict, model))
+    jax.tree.map(
+        np.testing.assert_array_equal, convert.from_torch(without, model), convert.from_torch(state_dict, model)
+    )
 
 
 TIMM = [(r"^stem\.(\d)\.", r"conv1.\1."), (r"^conv1\.7\.", "bn1.")]  # official names -> timm's
@@ -214,8 +248,9 @@ TIMM = [(r"^stem\.(\d)\.", r"conv1.\1."), (r"^conv1\.7\.", "bn1.")]  # official 
 def test_backbone_conversion(name, prefix, renames):
     model, state_dict = keys(name)
     wanted = convert.from_torch(state_dict, model)
-    backbone = {key.removeprefix("backbone_net."): value for key, value in state_dict.items()
-                if key.startswith("backbone_net.")}
+    backbone = {
+        key.removeprefix("backbone_net."): value for key, value in state_dict.items() if key.startswith("backbone_net.")
+    }
     backbone |= {"fc.weight": np.zeros((1000, 512), np.float32), "fc.bias": np.zeros(1000, np.float32)}
     for old, new in renames:
         backbone = {re.sub(old, new, key): value for key, value in backbone.items()}

@@ -1,4 +1,5 @@
 """The report: what it tells, what it survives, and that a real browser shows it whole at every width."""
+
 import html.parser
 import io
 import json
@@ -23,6 +24,7 @@ VOID = {"meta", "link", "img", "br", "line", "circle", "rect", "path", "image"}
 def write_evaluation(directory, data_dir, workdir, names=None, seed=0):
     """An evaluation of scenes as isnet_jax.evaluate writes it: truths that are shifted, and wrong in a patch."""
     from isnet_jax import input_pipeline
+
     builder = datasets.load("scenes", data_dir)
     source = input_pipeline.open_split(builder, "val")
     rng = np.random.default_rng(seed)
@@ -37,18 +39,26 @@ def write_evaluation(directory, data_dir, workdir, names=None, seed=0):
         name = record["name"].decode()
         truth = spread[gallery._example(source, index, name, 8)[1]].astype(np.uint8)
         prediction = np.roll(truth, rng.integers(-index, index + 1), 1)
-        patch = prediction[20:20 + 5 * index, 10:10 + 8 * index]
+        patch = prediction[20 : 20 + 5 * index, 10 : 10 + 8 * index]
         patch[...] = np.where(patch % 3, patch, (patch + rng.integers(1, 4)) % size)
         picture = Image.fromarray(prediction).convert("L")
         picture.putpalette(bytes(768))
         picture.save(directory / f"predictions/{name}.png")
-        counts = np.bincount(truth.ravel().astype(int) * size + prediction.ravel(), minlength=size ** 2)
+        counts = np.bincount(truth.ravel().astype(int) * size + prediction.ravel(), minlength=size**2)
         counts = counts.reshape(size, size)
         confusion += counts
         images.append((name, np.stack([np.diag(counts), counts.sum(0), counts.sum(1)])))
     shown, counts = np.array([name for name, _ in images]), np.int32([counts for _, counts in images])
-    write_images(directory, {"name": shown, "file": shown, "index": np.arange(COUNT), "counts": counts,
-                             "boundary": (counts * [[[0.3], [0.5], [0.5]]]).astype(np.int32)})
+    write_images(
+        directory,
+        {
+            "name": shown,
+            "file": shown,
+            "index": np.arange(COUNT),
+            "counts": counts,
+            "boundary": (counts * [[[0.3], [0.5], [0.5]]]).astype(np.int32),
+        },
+    )
     write_results(directory, confusion, names, palette, data_dir, workdir)
 
 
@@ -61,16 +71,44 @@ def write_images(directory, arrays):
 
 def write_results(directory, confusion, names, palette, data_dir, workdir):
     results = {
-        "dataset": "scenes", "split": "val", "images": COUNT, "checkpoint": str(workdir), "step": 16000,
-        "setting": {"name": "tta", "mode": "slide", "crop_size": [64, 96], "stride": [42, 64], "flip": True,
-                    "scales": [0.75, 1.0, 1.25], "average": "softmax", "resize": [2048, 512], "keep_ratio": True},
-        "config": {"model": {"backbone": "resnet50", "num_classes": len(names)}, "train": {"base_lr": 0.01},
-                   "data": {"name": "scenes", "data_dir": str(data_dir), "folder": {"name": "", "splits": {}}}},
-        "names": names, "palette": palette, "confusion": confusion.tolist(),
+        "dataset": "scenes",
+        "split": "val",
+        "images": COUNT,
+        "checkpoint": str(workdir),
+        "step": 16000,
+        "setting": {
+            "name": "tta",
+            "mode": "slide",
+            "crop_size": [64, 96],
+            "stride": [42, 64],
+            "flip": True,
+            "scales": [0.75, 1.0, 1.25],
+            "average": "softmax",
+            "resize": [2048, 512],
+            "keep_ratio": True,
+        },
+        "config": {
+            "model": {"backbone": "resnet50", "num_classes": len(names)},
+            "train": {"base_lr": 0.01},
+            "data": {"name": "scenes", "data_dir": str(data_dir), "folder": {"name": "", "splits": {}}},
+        },
+        "names": names,
+        "palette": palette,
+        "confusion": confusion.tolist(),
         "published": {"miou": 44.22, "source": "https://example.org/zoo.md"},
-        "run": {"devices": "NVIDIA H100", "num_devices": 8, "processes": 1, "dtype": "bfloat16", "seconds": 431.2,
-                "versions": {"jax": "0.10.2", "python": "3.12.1"}, "images_per_second": 32.53, "programs": 4,
-                "padding_overhead": 0.072, "date": "2026-11-02T10:11:12"}}
+        "run": {
+            "devices": "NVIDIA H100",
+            "num_devices": 8,
+            "processes": 1,
+            "dtype": "bfloat16",
+            "seconds": 431.2,
+            "versions": {"jax": "0.10.2", "python": "3.12.1"},
+            "images_per_second": 32.53,
+            "programs": 4,
+            "padding_overhead": 0.072,
+            "date": "2026-11-02T10:11:12",
+        },
+    }
     (directory / "results.json").write_text(json.dumps(results, indent=1))
 
 
@@ -81,12 +119,33 @@ def write_metrics(workdir, steps=16000, every=20):
         for step in range(every, steps + 1, every):
             stage = (3 * np.exp(-step / 4000) + 0.3) * rng.lognormal(0, 0.1)
             total = float("nan") if step == 200 else 1.8 * stage
-            file.write(json.dumps({"step": step, "loss/auxiliary": 0.4 * stage, "loss/stage1": 0.5 * stage,
-                                   "loss/stage2": stage, "loss/total": total, "lr": 0.01}) + "\n")
+            file.write(
+                json.dumps(
+                    {
+                        "step": step,
+                        "loss/auxiliary": 0.4 * stage,
+                        "loss/stage1": 0.5 * stage,
+                        "loss/stage2": stage,
+                        "loss/total": total,
+                        "lr": 0.01,
+                    }
+                )
+                + "\n"
+            )
             if step % (steps // 8) == 0:
                 score = 0.45 * (1 - np.exp(-step / 5000))
-                file.write(json.dumps({"step": step, "weights/miou": score, "weights/pixel_accuracy": score + 0.4,
-                                       "ema/miou": score + 0.02, "ema/pixel_accuracy": score + 0.42}) + "\n")
+                file.write(
+                    json.dumps(
+                        {
+                            "step": step,
+                            "weights/miou": score,
+                            "weights/pixel_accuracy": score + 0.4,
+                            "ema/miou": score + 0.02,
+                            "ema/pixel_accuracy": score + 0.42,
+                        }
+                    )
+                    + "\n"
+                )
         file.write('{"step": 16020, "loss')  # cut off
 
 
@@ -159,10 +218,23 @@ def test_tells_the_evaluation(home):
     a, b = results.load(home / "a"), results.load(home / "b")
     scores, other = protocols.scores(a.confusion), protocols.scores(b.confusion)
     page = check_page(report.page(a, b))
-    for text in (f"{100 * scores['miou']:.2f}%", f"{100 * scores['mean_accuracy']:.2f}%", "against the published 44.22",
-                 f"against {100 * other['miou']:.2f}", "official, mmseg, cityscapes", "Losses", "stage 2", "mIoU, ema",
-                 "32.53", "7.2 % more pixels", "8 NVIDIA H100", "0:07:11", "config.model.backbone = \"resnet50\"",
-                 "scales 0.75, 1, 1.25 and mirror, windows of 64 \N{MULTIPLICATION SIGN} 96", "https://example.org/zoo.md"):
+    for text in (
+        f"{100 * scores['miou']:.2f}%",
+        f"{100 * scores['mean_accuracy']:.2f}%",
+        "against the published 44.22",
+        f"against {100 * other['miou']:.2f}",
+        "official, mmseg, cityscapes",
+        "Losses",
+        "stage 2",
+        "mIoU, ema",
+        "32.53",
+        "7.2 % more pixels",
+        "8 NVIDIA H100",
+        "0:07:11",
+        'config.model.backbone = "resnet50"',
+        "scales 0.75, 1, 1.25 and mirror, windows of 64 \N{MULTIPLICATION SIGN} 96",
+        "https://example.org/zoo.md",
+    ):
         assert text in page.text, text
     for k, name in enumerate(a.names):
         assert f"{name}{100 * scores['iou'][k]:.2f}" in page.text
@@ -191,8 +263,13 @@ def test_many_classes_with_hostile_names(home):
 
 
 def test_missing_pieces(home, tmp_path):
-    changes = {"run": None, "published": None, "checkpoint": str(tmp_path / "isnet.pth"), "step": None,
-               "config": {"data": {"name": "camvid", "data_dir": str(tmp_path / "nowhere")}}}
+    changes = {
+        "run": None,
+        "published": None,
+        "checkpoint": str(tmp_path / "isnet.pth"),
+        "step": None,
+        "config": {"data": {"name": "camvid", "data_dir": str(tmp_path / "nowhere")}},
+    }
     bare = edit(home / "a", tmp_path / "bare", **changes)
     page = check_page(report.page(results.load(bare)))
     assert "Inputs and truths cannot be shown. The data set camvid is not prepared" in page.text
@@ -210,12 +287,17 @@ def test_refuses_other_classes(home):
 
 
 def test_command(home):
-    done = subprocess.run([sys.executable, "-m", "isnet_jax.report", home / "a", f"--other={home / 'b'}"],
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "isnet_jax.report", home / "a", f"--other={home / 'b'}"], capture_output=True, text=True
+    )
     assert not done.returncode and not done.stderr and str(home / "a/report.html") in done.stdout
     assert "pixel accuracy" in check_page((home / "a/report.html").read_text()).text
-    assert sorted(path.name for path in (home / "a").iterdir()) == ["images.npz", "predictions", "report.html",
-                                                                    "results.json"]
+    assert sorted(path.name for path in (home / "a").iterdir()) == [
+        "images.npz",
+        "predictions",
+        "report.html",
+        "results.json",
+    ]
 
 
 def test_output_that_cannot_be_written(home, tmp_path):
@@ -231,9 +313,16 @@ def browser():
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
     with playwright.sync_playwright() as driver:
         try:
-            browser = driver.chromium.launch(executable_path=path, args=[
-                "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-                "--disable-sync"])
+            browser = driver.chromium.launch(
+                executable_path=path,
+                args=[
+                    "--no-sandbox",
+                    "--disable-gpu",
+                    "--disable-background-networking",
+                    "--disable-component-update",
+                    "--disable-sync",
+                ],
+            )
         except playwright.Error as error:
             pytest.skip(f"no browser: apt-get install chromium, or playwright install chromium ({str(error)[:80]})")
         yield browser

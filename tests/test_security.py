@@ -1,5 +1,7 @@
 """Nothing a stranger made runs code here, or changes a file outside the directories that the user names."""
+
 import ast
+import contextlib
 import io
 import json
 import os
@@ -50,22 +52,28 @@ def test_checkpoint_with_pickles(tmp_path, monkeypatch):
         if path.name != "config.json":
             for name in "metadata.pkl", "checkpoint", "__init__.py", "_METADATA.pickle":
                 (path.parent / name).write_bytes(bad)
-            try:
+            with contextlib.suppress(UserError):
                 checkpoint.read({**checkpoint.whole, path: bad})
-            except UserError:
-                pass
     assert not (tmp_path / "unpickled").exists()
     pickle.loads(bad)  # the test would have seen it
     assert (tmp_path / "unpickled").exists()
 
 
-ALLOWED = {("command.py", "runpy"), ("command.py", "runpy.run_path"),  # a config file is Python
-           ("__init__.py", "importlib.import_module"), ("predict.py", "importlib.import_module"),  # of our own modules
-           ("pth.py", "pickletools"), ("pth.py", "pickletools.genops"), ("pth.py", "np.memmap")}  # not run
-DANGEROUS = re.compile(r"(pickle|cPickle|_pickle|dill|cloudpickle|joblib|marshal|shelve|yaml|runpy|code|pdb|pty|ctypes|"
-                       r"subprocess|pickletools|scipy|multiprocessing)\b|(builtins\.)?(eval|exec|compile|__import__)$|"
-                       r"os\.(system|popen|exec\w*|spawn\w*|posix_spawn\w*)$|importlib\.import_module$|"
-                       r"(np|numpy)\.(load|loadtxt|genfromtxt|fromfile|memmap)$|.*\.(loadmat|unsafe_load|full_load)$")
+ALLOWED = {
+    ("command.py", "runpy"),
+    ("command.py", "runpy.run_path"),  # a config file is Python
+    ("__init__.py", "importlib.import_module"),
+    ("predict.py", "importlib.import_module"),  # of our own modules
+    ("pth.py", "pickletools"),
+    ("pth.py", "pickletools.genops"),
+    ("pth.py", "np.memmap"),
+}  # not run
+DANGEROUS = re.compile(
+    r"(pickle|cPickle|_pickle|dill|cloudpickle|joblib|marshal|shelve|yaml|runpy|code|pdb|pty|ctypes|"
+    r"subprocess|pickletools|scipy|multiprocessing)\b|(builtins\.)?(eval|exec|compile|__import__)$|"
+    r"os\.(system|popen|exec\w*|spawn\w*|posix_spawn\w*)$|importlib\.import_module$|"
+    r"(np|numpy)\.(load|loadtxt|genfromtxt|fromfile|memmap)$|.*\.(loadmat|unsafe_load|full_load)$"
+)
 
 
 def test_the_package_has_no_way_to_run_what_it_reads():
@@ -81,8 +89,9 @@ def test_the_package_has_no_way_to_run_what_it_reads():
             elif isinstance(node, ast.Call) and isinstance(node.func, (ast.Name, ast.Attribute)):
                 names = [ast.unparse(node.func)]
                 assert not any(word.arg == "shell" for word in node.keywords), path
-                assert not any(word.arg == "allow_pickle" and ast.unparse(word.value) != "False"
-                               for word in node.keywords), path
+                assert not any(
+                    word.arg == "allow_pickle" and ast.unparse(word.value) != "False" for word in node.keywords
+                ), path
             found |= {(path.name, name) for name in names if DANGEROUS.match(name)}
     assert found == ALLOWED
 
@@ -94,7 +103,7 @@ def test_the_package_has_no_way_to_run_what_it_reads():
 def test_names_of_examples_that_lead_out(tmp_path, name):
     """They become names of files: predictions/NAME.png."""
     prepared = readers.Prepared(tmp_path)
-    path, = (path for path in prepared.whole if path.name == "metadata.json")
+    (path,) = (path for path in prepared.whole if path.name == "metadata.json")
     content = json.loads(prepared.whole[path])
     content["examples"]["val"][1][0] = name
     path.write_text(json.dumps(content))
@@ -108,8 +117,9 @@ def test_names_of_predictions_that_lead_out(tmp_path, name):
     evaluation = readers.Evaluations(tmp_path)
     names, counts, boundary = stored.read_arrays(tmp_path / "r/images.npz", "name", "counts", "boundary")
     for files in (["a", name], ["a", "a"]):
-        stored.write_arrays(tmp_path / "r/images.npz", name=names, file=np.array(files), counts=counts,
-                            boundary=boundary)
+        stored.write_arrays(
+            tmp_path / "r/images.npz", name=names, file=np.array(files), counts=counts, boundary=boundary
+        )
         with pytest.raises(UserError, match="names of files"):
             results.load(evaluation.folder / "r")
 
@@ -167,7 +177,7 @@ def test_names_from_a_store(tmp_path, outside):
 
     for name in "../../outside/precious.txt", "..", str(outside), "":
         bucket = Listed(tmp_path / "bucket")
-        bucket.names = name,
+        bucket.names = (name,)
         with pytest.raises(UserError, match="leads out|cannot be reached"):
             store.fetch(bucket, epath.Path(tmp_path / "data/camvid/1.0.0"))
         assert not list((tmp_path / "data/camvid").iterdir())
@@ -176,6 +186,7 @@ def test_names_from_a_store(tmp_path, outside):
 def test_a_report_prepares_and_fetches_nothing(tmp_path, monkeypatch):
     """Which data an evaluation was of is for a stranger to say: what that names is read if it is there, no more."""
     from isnet_jax.datasets import store
+
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "local"))
     monkeypatch.setattr(store, "fetch", None)
     readers.Evaluations(tmp_path)
@@ -197,8 +208,10 @@ def test_no_text_of_an_evaluation_becomes_a_tag(tmp_path):
     def spoil(value, where=()):
         if isinstance(value, dict):
             free = where[:1] in (("config",), ("run",)) and where[1:]  # names that nobody looks for
-            return {HOSTILE + name if free and name != "backbone" else name: spoil(x, (*where, name))
-                    for name, x in value.items()}
+            return {
+                HOSTILE + name if free and name != "backbone" else name: spoil(x, (*where, name))
+                for name, x in value.items()
+            }
         if isinstance(value, list):
             return [spoil(x, where) for x in value]
         kept = where in (("checkpoint",), ("setting", "mode"), ("config", "data", "name"))

@@ -1,4 +1,5 @@
 """The PyTorch baseline (benchmarks/torch_isnet.py) against the recorded outputs of the official network."""
+
 import importlib.util
 import json
 from pathlib import Path
@@ -56,12 +57,15 @@ def error(output, recorded):
     return np.abs(output - recorded).max() / recorded.std()
 
 
-@pytest.mark.parametrize("name", [
-    "eval_resnet18_19",
-    "eval_resnet50_150",
-    pytest.param("eval_resnet101_20", marks=pytest.mark.slow),
-    pytest.param("eval_resnest50_182", marks=pytest.mark.slow),
-])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "eval_resnet18_19",
+        "eval_resnet50_150",
+        pytest.param("eval_resnet101_20", marks=pytest.mark.slow),
+        pytest.param("eval_resnest50_182", marks=pytest.mark.slow),
+    ],
+)
 def test_eval_matches_official(name):
     case, meta, net = load_case(name)
     net.eval()
@@ -79,11 +83,14 @@ def test_eval_matches_official(name):
     assert max(errors.values()) <= 1e-6
 
 
-@pytest.mark.parametrize("name", [
-    "train_resnet18_19",
-    pytest.param("train_resnet50_150", marks=pytest.mark.slow),
-    pytest.param("train_resnest50_20", marks=pytest.mark.slow),
-])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train_resnet18_19",
+        pytest.param("train_resnet50_150", marks=pytest.mark.slow),
+        pytest.param("train_resnest50_20", marks=pytest.mark.slow),
+    ],
+)
 def test_first_training_step_matches_official(name):
     case, meta, net = load_case(name)
     net.train()

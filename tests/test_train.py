@@ -1,4 +1,5 @@
 """The train step and the loop around it."""
+
 import functools
 
 import jax
@@ -12,9 +13,11 @@ from isnet_jax.errors import UserError
 
 def batch(size=2):
     rng = np.random.default_rng(0)
-    return {"image": rng.integers(0, 256, (size, 32, 48, 3)).astype(np.uint8),
-            "label": np.where(rng.random((size, 32, 48)) < 0.1, 255, rng.integers(0, 5, (size, 32, 48))).astype(np.uint8),
-            "window": np.tile(np.array([2, 0, 28, 48], np.int32), (size, 1))}
+    return {
+        "image": rng.integers(0, 256, (size, 32, 48, 3)).astype(np.uint8),
+        "label": np.where(rng.random((size, 32, 48)) < 0.1, 255, rng.integers(0, 5, (size, 32, 48))).astype(np.uint8),
+        "window": np.tile(np.array([2, 0, 28, 48], np.int32), (size, 1)),
+    }
 
 
 @functools.cache
@@ -38,8 +41,10 @@ class CONFIG:
 def test_moving_average_and_losses():
     states, losses = two_steps(ema_decay=0.75)
     for name in ("params", "batch_stats"):
-        average = jax.tree.map(lambda a, b, c: c if a.dtype == jnp.int32 else 0.75**2 * a + 0.75 * 0.25 * b + 0.25 * c,
-                               *(getattr(state, name) for state in states))
+        average = jax.tree.map(
+            lambda a, b, c: c if a.dtype == jnp.int32 else 0.75**2 * a + 0.75 * 0.25 * b + 0.25 * c,
+            *(getattr(state, name) for state in states),
+        )
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), states[2].ema[name], average)
     assert int(states[2].step) == 2
     counts = {int(x) for x in jax.tree.leaves(states[2].batch_stats) if x.dtype == jnp.int32}
@@ -88,8 +93,11 @@ def test_metrics_come_a_step_late_and_all_of_them():
 def test_what_is_not_finite_ends_the_run(total, norm):
     losses = {"total": 1.0, "grad_norm": 1.0}
     train.check_finite(3, losses, None, None)
-    with pytest.raises(UserError, match=r"step 4 the loss is .*; the batch held a, b. The last checkpoint, of step 2, is "
-                                        r"from before it. .*base_lr"):
+    with pytest.raises(
+        UserError,
+        match=r"step 4 the loss is .*; the batch held a, b. The last checkpoint, of step 2, is "
+        r"from before it. .*base_lr",
+    ):
         train.check_finite(4, {"total": total, "grad_norm": norm}, lambda: ["a", "b"], lambda: [2, 1])
     with pytest.raises(UserError, match="Nothing was saved before it. Look"):
         train.check_finite(4, {"total": total, "grad_norm": norm}, lambda: ["a", "b"], list)

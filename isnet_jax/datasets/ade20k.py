@@ -34,7 +34,7 @@ class Ade20k(common.FolderBuilder):
         8500ff 00ff5c b800ff ff001f 00b8ff 00d6ff ff0070 5cff00 00e0ff 70e0ff 46b8a0 a300ff 9900ff 47ff00 ff00a3
         ffcc00 ff008f 00ffeb 85ff00 ff00eb f500ff ff007a fff500 0abed4 d6ff00 00ccff 1400ff ffff00 0099ff 0029ff
         00ffcc 2900ff 29ff00 ad00ff 00f5ff 4700ff 7a00ff 00ffb8 005cff b8ff00 0085ff ffd600 19c2c2 66ff00 5c00ff""")
-    DESCRIPTION = 'ADE20K, scenes indoors and outdoors, with the 150 classes of the MIT scene parsing benchmark.'
+    DESCRIPTION = "ADE20K, scenes indoors and outdoors, with the 150 classes of the MIT scene parsing benchmark."
     CITATION = """\
 @inproceedings{zhou2017scene,
   title     = {Scene Parsing through {ADE20K} Dataset},
@@ -43,12 +43,14 @@ class Ade20k(common.FolderBuilder):
   pages     = {633--641},
   year      = {2017}
 }"""
-    HOMEPAGE = 'http://sceneparsing.csail.mit.edu/'
-    LAYOUT = 'ADEChallengeData2016/{images,annotations}/{training,validation}/NAME.{jpg,png}'
+    HOMEPAGE = "http://sceneparsing.csail.mit.edu/"
+    LAYOUT = "ADEChallengeData2016/{images,annotations}/{training,validation}/NAME.{jpg,png}"
     TRAIN_IDS = np.r_[common.IGNORED, :150]
-    COUNTS = {'train': 20210, 'val': 2000}
+    COUNTS = {"train": 20210, "val": 2000}
 
     def pairs(self, source):
-        source = source / locate(source, 'ADEChallengeData2016', '')
-        return {split: find_pairs(source, f'images/{folder}', f'annotations/{folder}', self.problems)
-                for split, folder in (('train', 'training'), ('val', 'validation'))}
+        source = source / locate(source, "ADEChallengeData2016", "")
+        return {
+            split: find_pairs(source, f"images/{folder}", f"annotations/{folder}", self.problems)
+            for split, folder in (("train", "training"), ("val", "validation"))
+        }

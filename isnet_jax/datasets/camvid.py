@@ -9,12 +9,36 @@ from isnet_jax.datasets.pairing import find_pairs
 class Camvid(common.FolderBuilder):
     """Label files hold the indices 0..10, and 11 where unlabelled, which becomes 255."""
 
-    NAMES = ('sky', 'building', 'pole', 'road', 'pavement', 'tree', 'sign_symbol', 'fence', 'car', 'pedestrian',
-             'bicyclist')
-    PALETTE = ((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0),
-               (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192))
-    DESCRIPTION = ('CamVid, frames of video from a driving car labelled for semantic segmentation, in the common form '
-                   'with 11 classes at 480 x 360.')
+    NAMES = (
+        "sky",
+        "building",
+        "pole",
+        "road",
+        "pavement",
+        "tree",
+        "sign_symbol",
+        "fence",
+        "car",
+        "pedestrian",
+        "bicyclist",
+    )
+    PALETTE = (
+        (128, 128, 128),
+        (128, 0, 0),
+        (192, 192, 128),
+        (128, 64, 128),
+        (60, 40, 222),
+        (128, 128, 0),
+        (192, 128, 128),
+        (64, 64, 128),
+        (64, 0, 128),
+        (64, 64, 0),
+        (0, 128, 192),
+    )
+    DESCRIPTION = (
+        "CamVid, frames of video from a driving car labelled for semantic segmentation, in the common form "
+        "with 11 classes at 480 x 360."
+    )
     CITATION = """\
 @article{brostow2009semantic,
   title   = {Semantic object classes in video: A high-definition ground truth database},
@@ -25,11 +49,10 @@ class Camvid(common.FolderBuilder):
   pages   = {88--97},
   year    = {2009}
 }"""
-    HOMEPAGE = 'http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/'
-    LAYOUT = '{train,val,test}/{images/NAME.jpg or .png,labels/NAME.png}'
+    HOMEPAGE = "http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/"
+    LAYOUT = "{train,val,test}/{images/NAME.jpg or .png,labels/NAME.png}"
     TRAIN_IDS = np.append(np.arange(len(NAMES)), common.IGNORED)
-    COUNTS = {'train': 367, 'val': 101, 'test': 233}
+    COUNTS = {"train": 367, "val": 101, "test": 233}
 
     def pairs(self, source):
-        return {split: find_pairs(source, f'{split}/images', f'{split}/labels', self.problems)
-                for split in self.COUNTS}
+        return {split: find_pairs(source, f"{split}/images", f"{split}/labels", self.problems) for split in self.COUNTS}

@@ -9,12 +9,34 @@ from isnet_jax.datasets.pairing import find_pairs, locate
 class Cityscapes(common.FolderBuilder):
     """Label files (labelIds) hold 0..33, of which 19 are classes of the benchmark; the others become 255."""
 
-    NAMES = ('road', 'sidewalk', 'building', 'wall', 'fence', 'pole', 'traffic_light', 'traffic_sign', 'vegetation',
-             'terrain', 'sky', 'person', 'rider', 'car', 'truck', 'bus', 'train', 'motorcycle', 'bicycle')
-    PALETTE = tables.colors('804080 f423e8 464646 66669c be9999 999999 faaa1e dcdc00 6b8e23 98fb98 4682b4 dc143c '
-                            'ff0000 00008e 000046 003c64 005064 0000e6 770b20')
-    DESCRIPTION = ('Cityscapes with its fine annotations: frames from a car in 50 cities, labelled for semantic '
-                   'segmentation.')
+    NAMES = (
+        "road",
+        "sidewalk",
+        "building",
+        "wall",
+        "fence",
+        "pole",
+        "traffic_light",
+        "traffic_sign",
+        "vegetation",
+        "terrain",
+        "sky",
+        "person",
+        "rider",
+        "car",
+        "truck",
+        "bus",
+        "train",
+        "motorcycle",
+        "bicycle",
+    )
+    PALETTE = tables.colors(
+        "804080 f423e8 464646 66669c be9999 999999 faaa1e dcdc00 6b8e23 98fb98 4682b4 dc143c "
+        "ff0000 00008e 000046 003c64 005064 0000e6 770b20"
+    )
+    DESCRIPTION = (
+        "Cityscapes with its fine annotations: frames from a car in 50 cities, labelled for semantic segmentation."
+    )
     CITATION = """\
 @inproceedings{cordts2016cityscapes,
   title     = {The {Cityscapes} Dataset for Semantic Urban Scene Understanding},
@@ -24,16 +46,22 @@ class Cityscapes(common.FolderBuilder):
   pages     = {3213--3223},
   year      = {2016}
 }"""
-    HOMEPAGE = 'https://www.cityscapes-dataset.com/'
-    LAYOUT = '{leftImg8bit,gtFine}/{train,val}/CITY/{*_leftImg8bit.png,*_gtFine_labelIds.png}'
+    HOMEPAGE = "https://www.cityscapes-dataset.com/"
+    LAYOUT = "{leftImg8bit,gtFine}/{train,val}/CITY/{*_leftImg8bit.png,*_gtFine_labelIds.png}"
     TRAIN_IDS = np.full(256, -1)
     TRAIN_IDS[[*range(34), 255]] = common.IGNORED  # 255 is how -1, license plate, is written in 8 bits
     TRAIN_IDS[[7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33]] = np.arange(19)
-    COUNTS = {'train': 2975, 'val': 500}
+    COUNTS = {"train": 2975, "val": 500}
 
     def pairs(self, source):
-        images = locate(source, 'leftImg8bit', 'leftImg8bit_trainvaltest/leftImg8bit')
-        labels = locate(source, 'gtFine', 'gtFine_trainvaltest/gtFine')
-        return {split: find_pairs(source, f'{images}/{split}/*/*_leftImg8bit.png',
-                                  f'{labels}/{split}/*/*_gtFine_labelIds.png', self.problems)
-                for split in self.COUNTS}
+        images = locate(source, "leftImg8bit", "leftImg8bit_trainvaltest/leftImg8bit")
+        labels = locate(source, "gtFine", "gtFine_trainvaltest/gtFine")
+        return {
+            split: find_pairs(
+                source,
+                f"{images}/{split}/*/*_leftImg8bit.png",
+                f"{labels}/{split}/*/*_gtFine_labelIds.png",
+                self.problems,
+            )
+            for split in self.COUNTS
+        }

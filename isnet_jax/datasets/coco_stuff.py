@@ -40,36 +40,42 @@ class CocoStuff10k(common.FolderBuilder):
     """Label files (.mat, key S) hold 1..182, which become 0..181, and 0 or 255 where unlabelled, which become 255."""
 
     NAMES, PALETTE, CITATION = NAMES, PALETTE, CITATION
-    DESCRIPTION = 'COCO-Stuff 10k v1.1, everyday scenes labelled with things and stuff.'
-    HOMEPAGE = 'https://github.com/nightrome/cocostuff10k'
-    LAYOUT = 'images/NAME.jpg, annotations/NAME.mat and imageLists/{train,test}.txt'
+    DESCRIPTION = "COCO-Stuff 10k v1.1, everyday scenes labelled with things and stuff."
+    HOMEPAGE = "https://github.com/nightrome/cocostuff10k"
+    LAYOUT = "images/NAME.jpg, annotations/NAME.mat and imageLists/{train,test}.txt"
     TRAIN_IDS = np.r_[common.IGNORED, :182, [-1] * 72, common.IGNORED]
-    COUNTS = {'train': 9000, 'test': 1000}
+    COUNTS = {"train": 9000, "test": 1000}
 
     def pairs(self, source):
-        return {split: find_pairs(source, 'images', 'annotations', self.problems, f'imageLists/{split}.txt', ('.mat',))
-                for split in self.COUNTS}
+        return {
+            split: find_pairs(source, "images", "annotations", self.problems, f"imageLists/{split}.txt", (".mat",))
+            for split in self.COUNTS
+        }
 
     def read_label(self, path):
-        return read_mat(path, 'S')
+        return read_mat(path, "S")
 
 
 class CocoStuff164k(common.FolderBuilder):
     """Label files (stuffthingmaps) hold 0..181, and 255 where unlabelled."""
 
     NAMES, PALETTE, CITATION = NAMES, PALETTE, CITATION
-    DESCRIPTION = 'COCO-Stuff 164k, the training and validation images of COCO 2017 labelled with things and stuff.'
-    HOMEPAGE = 'https://github.com/nightrome/cocostuff'
-    LAYOUT = '{images,annotations}/{train2017,val2017}/NAME.{jpg,png}'
+    DESCRIPTION = "COCO-Stuff 164k, the training and validation images of COCO 2017 labelled with things and stuff."
+    HOMEPAGE = "https://github.com/nightrome/cocostuff"
+    LAYOUT = "{images,annotations}/{train2017,val2017}/NAME.{jpg,png}"
     TRAIN_IDS = np.r_[:182, [-1] * 73, common.IGNORED]
-    COUNTS = {'train': 118287, 'val': 5000}
+    COUNTS = {"train": 118287, "val": 5000}
 
     def pairs(self, source):
         pairs = {}
         for split in self.COUNTS:
-            folder = f'{split}2017'
+            folder = f"{split}2017"
             pairs[split] = find_pairs(
-                source, locate(source, f'images/{folder}', folder),
-                locate(source, f'annotations/{folder}', f'stuffthingmaps/{folder}',
-                       f'stuffthingmaps_trainval2017/{folder}'), self.problems)
+                source,
+                locate(source, f"images/{folder}", folder),
+                locate(
+                    source, f"annotations/{folder}", f"stuffthingmaps/{folder}", f"stuffthingmaps_trainval2017/{folder}"
+                ),
+                self.problems,
+            )
         return pairs

@@ -16,7 +16,7 @@ from isnet_jax.datasets.survey import in_order
 from isnet_jax.errors import UserError
 
 # For builder.as_data_source: leaves image and label encoded.
-ENCODED = {'image': tfds.decode.SkipDecoding(), 'label': tfds.decode.SkipDecoding()}
+ENCODED = {"image": tfds.decode.SkipDecoding(), "label": tfds.decode.SkipDecoding()}
 SHARD_BYTES = 2**27  # about; so much is in memory while a shard is written
 
 tfds.core.utils.gcs_utils._is_gcs_disabled = True  # nothing here may reach for the network
@@ -35,14 +35,14 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder):
     subclass sets the constants and defines `items`, `check`, `stamp` and, unless its findings hold the images, `image`.
     """
 
-    VERSION = tfds.core.Version('1.0.0')
+    VERSION = tfds.core.Version("1.0.0")
     NAMES: tuple  # K strings
     PALETTE: tuple  # K triples of 0..255
     DESCRIPTION: str
-    CITATION = ''
-    HOMEPAGE = ''
-    COUNTS = {}  # the official number of examples of each split, where there is one
-    LAYOUT = ''  # what a source folder must look like; '' where the data set needs no source
+    CITATION = ""
+    HOMEPAGE = ""
+    COUNTS: dict[str, int] = {}  # the official number of examples of each split, where there is one
+    LAYOUT = ""  # what a source folder must look like; '' where the data set needs no source
 
     def __init__(self, *, source=None, **kwargs):
         self.source = source
@@ -65,21 +65,30 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder):
 
     def image(self, item):
         """Returns the item's encoded image; b'' if it is in the Finding. Raises OSError."""
-        return b''
+        return b""
 
     def _info(self):
-        features = tfds.features.FeaturesDict({
-            'image': tfds.features.Image(shape=(None, None, 3)),
-            'label': tfds.features.Image(shape=(None, None, 1), encoding_format='png'),
-            'height': np.int32,
-            'width': np.int32,
-            'name': tfds.features.Text(),
-        })
+        features = tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(None, None, 3)),
+                "label": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
+                "height": np.int32,
+                "width": np.int32,
+                "name": tfds.features.Text(),
+            }
+        )
         metadata = tfds.core.MetadataDict(
-            names=list(self.NAMES), palette=[list(color) for color in self.PALETTE], source=str(self.source or ''))
+            names=list(self.NAMES), palette=[list(color) for color in self.PALETTE], source=str(self.source or "")
+        )
         return tfds.core.DatasetInfo(
-            builder=self, features=features, metadata=metadata, description=self.DESCRIPTION,
-            citation=self.CITATION, homepage=self.HOMEPAGE, disable_shuffling=True)
+            builder=self,
+            features=features,
+            metadata=metadata,
+            description=self.DESCRIPTION,
+            citation=self.CITATION,
+            homepage=self.HOMEPAGE,
+            disable_shuffling=True,
+        )
 
     def write(self, survey, journal, advance):
         """Writes what has been surveyed, under a temporary name until it is whole.
@@ -94,11 +103,15 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder):
           OSError: records cannot be written.
         """
         self._written = survey, journal, advance
-        self.info.metadata['examples'] = {
-            split: [[item.name, int(height), int(width)] for item, (height, width) in
-                    zip(items, survey.census[split].sizes)] for split, items in survey.items.items()}
+        self.info.metadata["examples"] = {
+            split: [
+                [item.name, int(height), int(width)] for item, (height, width) in zip(items, survey.census[split].sizes)
+            ]
+            for split, items in survey.items.items()
+        }
         self.download_and_prepare(
-            file_format='array_record', download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+            file_format="array_record", download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+        )
 
     def _shard_iterators_per_split(self, dl_manager):
         survey, journal, advance = self._written
@@ -110,11 +123,18 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder):
             except OSError:
                 finding = None
             if finding is None:
-                raise UserError(f'The files of {item.name} in {self.source} have changed while the data set was being '
-                                'prepared: run again when they are at rest.')
+                raise UserError(
+                    f"The files of {item.name} in {self.source} have changed while the data set was being "
+                    "prepared: run again when they are at rest."
+                )
             height, width = finding.size
-            return {'image': image or finding.image, 'label': finding.label, 'height': height, 'width': width,
-                    'name': item.name}
+            return {
+                "image": image or finding.image,
+                "label": finding.label,
+                "height": height,
+                "width": width,
+                "name": item.name,
+            }
 
         def shard(items):
             for key, example in enumerate(in_order(record, items)):
@@ -145,6 +165,7 @@ class _ExampleWriter(tfds.core.writer.ExampleWriter):
     def write(self, path, examples):
         def in_one_order(example):
             return tf.train.Example.FromString(example).SerializeToString(deterministic=True)
+
         return super().write(path, ((key, in_one_order(example)) for key, example in examples))
 
 
@@ -179,25 +200,43 @@ class FolderBuilder(SegmentationBuilder):
             errors.append(str(error))
         label_size = files.label_size(pair.label) if label is None else label.shape
         if size and label_size and size != label_size:
-            errors.append(f'{pair.image} is {size[0]} x {size[1]} (height x width), but its label {pair.label} is '
-                          f'{label_size[0]} x {label_size[1]}.{_cause(size, label_size, orientation)}')
+            errors.append(
+                f"{pair.image} is {size[0]} x {size[1]} (height x width), but its label {pair.label} is "
+                f"{label_size[0]} x {label_size[1]}.{_cause(size, label_size, orientation)}"
+            )
         elif orientation != 1:
-            warnings.append(f'{pair.image} has the EXIF orientation {orientation}, and as it is stored it has the size '
-                            'of its label: the record keeps the pixels as stored, as the label is.')
+            warnings.append(
+                f"{pair.image} has the EXIF orientation {orientation}, and as it is stored it has the size "
+                "of its label: the record keeps the pixels as stored, as the label is."
+            )
         if errors:
             return Finding(errors=tuple(errors), warnings=tuple(warnings))
         counts = files.count_ids(ids, len(self.NAMES))
         if not counts[:-1].any():
-            warnings.append(f'{pair.label} ignores every pixel: nothing can be learnt from it.')
+            warnings.append(f"{pair.label} ignores every pixel: nothing can be learnt from it.")
         png = files.encode_label(ids)
-        return Finding(warnings=tuple(warnings), label=png, size=size, counts=counts,
-                       palette=files.is_palette(pair.label), num_bytes=len(png) + pair.image.stat().st_size)
+        return Finding(
+            warnings=tuple(warnings),
+            label=png,
+            size=size,
+            counts=counts,
+            palette=files.is_palette(pair.label),
+            num_bytes=len(png) + pair.image.stat().st_size,
+        )
 
     def stamp(self, pair):
         """See `SegmentationBuilder.stamp`: of both files, and of the classes."""
         stats = [path.stat() for path in (pair.image, pair.label)]
-        return json.dumps([str(self.VERSION), list(self.NAMES), _digest(self.TRAIN_IDS), str(pair.image),
-                           str(pair.label), *[(stat.st_size, stat.st_mtime_ns) for stat in stats]])
+        return json.dumps(
+            [
+                str(self.VERSION),
+                list(self.NAMES),
+                _digest(self.TRAIN_IDS),
+                str(pair.image),
+                str(pair.label),
+                *[(stat.st_size, stat.st_mtime_ns) for stat in stats],
+            ]
+        )
 
     def image(self, pair):
         """See `SegmentationBuilder.image`."""
@@ -207,11 +246,13 @@ class FolderBuilder(SegmentationBuilder):
 def _cause(size, label_size, orientation):
     """Returns a sentence on what EXIF has to do with sizes that differ, '' if nothing."""
     if orientation == 1:
-        return ''
+        return ""
     if size == label_size[::-1]:
-        return (f' The likely cause is the EXIF orientation {orientation} of the image, by which it was turned before '
-                'it was labelled: turn its pixels so, and remove the tag.')
-    return f' The EXIF orientation of the image is {orientation}, which may be the cause.'
+        return (
+            f" The likely cause is the EXIF orientation {orientation} of the image, by which it was turned before "
+            "it was labelled: turn its pixels so, and remove the tag."
+        )
+    return f" The EXIF orientation of the image is {orientation}, which may be the cause."
 
 
 def _digest(array):

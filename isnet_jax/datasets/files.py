@@ -17,7 +17,7 @@ ORIENTATION = 274  # the EXIF tag; 1 is upright
 BLOCK_PIXELS = 2**18  # of a label, looked at together
 MOST_VALUES, MOST_RANGES = 1000, 20  # of wrong values in a message
 
-tf.config.set_visible_devices([], 'GPU')  # the accelerator is JAX's
+tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
 
 
 def open_image(path, formats):
@@ -40,16 +40,16 @@ def open_image(path, formats):
         if data.startswith(limits.JPEG):
             limits.check_scans(data)
     except limits.TooLarge as error:
-        raise UserError(f'{path} {error}.') from None
+        raise UserError(f"{path} {error}.") from None
     except Image.UnidentifiedImageError:
-        kind = 'empty' if not data else f'no readable {" or ".join(formats)} file'
-        raise UserError(f'{path} is {kind}.') from None
+        kind = "empty" if not data else f"no readable {' or '.join(formats)} file"
+        raise UserError(f"{path} is {kind}.") from None
     except Image.DecompressionBombError:  # Pillow's own limit is higher, but it may be what stops us
-        raise UserError(f'{path} {limits.TOO_LARGE}.') from None
+        raise UserError(f"{path} {limits.TOO_LARGE}.") from None
     except OSError as error:
-        raise UserError(f'{path} cannot be read ({error.strerror or error}).') from None
+        raise UserError(f"{path} cannot be read ({error.strerror or error}).") from None
     except Exception as error:  # Pillow raises a wide mix on damaged files, struct.error and SyntaxError among them
-        raise UserError(f'{path} is damaged ({error}).') from None
+        raise UserError(f"{path} is damaged ({error}).") from None
     return data, image
 
 
@@ -65,21 +65,21 @@ def check_image(path):
     Raises:
       UserError: not even the header can be read.
     """
-    data, image = open_image(path, ('JPEG', 'PNG'))
+    data, image = open_image(path, ("JPEG", "PNG"))
     size, orientation, errors = (image.height, image.width), _orientation(data, image), []
-    png = image.format == 'PNG'
+    png = image.format == "PNG"
     if png and data[24] > 8:  # the bit depth in the header
-        errors.append(f'{path} has more than 8 bits a channel: convert it to 8 bits.')
+        errors.append(f"{path} has more than 8 bits a channel: convert it to 8 bits.")
     try:
         # Damage shows in the entropy code: an eighth of the size proves as much as the whole.
         decode_image(data, ratio=8)
     except (tf.errors.OpError, ValueError):
-        errors.append(f'{path} is damaged ({_complaint(image)}).')
+        errors.append(f"{path} is damaged ({_complaint(image)}).")
     return size, orientation, errors
 
 
 def _orientation(data, image):
-    if image.format == 'PNG' and b'eXIf' not in data:
+    if image.format == "PNG" and b"eXIf" not in data:
         return 1  # to look for it, Pillow would decode the whole image
     try:
         return image.getexif().get(ORIENTATION) or 1
@@ -106,13 +106,13 @@ def decode_image(data, part=None, ratio=1):
         image = _pixels(tf.io.decode_png(data, channels=3))
         if part is not None:
             top, left, height, width = part
-            image = image[top:top + height, left:left + width]
+            image = image[top : top + height, left : left + width]
             if image.shape[:2] != (height, width):
-                raise ValueError('the image is smaller than its label')
+                raise ValueError("the image is smaller than its label")
         return image
     if part is None:
-        return _pixels(tf.io.decode_jpeg(data, channels=3, ratio=ratio, dct_method='INTEGER_ACCURATE'))
-    return _pixels(tf.image.decode_and_crop_jpeg(data, part, channels=3, dct_method='INTEGER_ACCURATE'))
+        return _pixels(tf.io.decode_jpeg(data, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE"))
+    return _pixels(tf.image.decode_and_crop_jpeg(data, part, channels=3, dct_method="INTEGER_ACCURATE"))
 
 
 def decode_label(data):
@@ -127,7 +127,7 @@ def decode_label(data):
     data = limits.decodable(data)
     label = None if data.startswith(limits.JPEG) else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
     if label is None:
-        raise ValueError('the label is no PNG, or damaged')
+        raise ValueError("the label is no PNG, or damaged")
     return label
 
 
@@ -140,22 +140,22 @@ def _complaint(image):
         image.load()
     except Exception as error:
         return error
-    return 'TensorFlow, which decodes it in training, refuses it'
+    return "TensorFlow, which decodes it in training, refuses it"
 
 
 def label_size(path):
     """Returns (height, width) as the header of a PNG says, or None."""
     try:
-        return open_image(path, ('PNG',))[1].size[::-1]
+        return open_image(path, ("PNG",))[1].size[::-1]
     except UserError:
         return None
 
 
 def is_palette(path):
     """Returns whether a file is a palette PNG."""
-    with path.open('rb') as file:
+    with path.open("rb") as file:
         header = file.read(26)
-    return header[:8] == b'\x89PNG\r\n\x1a\n' and header[25:] == b'\x03'
+    return header[:8] == b"\x89PNG\r\n\x1a\n" and header[25:] == b"\x03"
 
 
 def read_index_label(path):
@@ -167,15 +167,16 @@ def read_index_label(path):
     Raises:
       UserError: the file cannot be read, or is of a colour type.
     """
-    _, image = open_image(path, ('PNG',))
-    if image.mode not in ('P', 'L', '1', 'I', 'I;16'):
-        raise UserError(f'{path} is a colour image ({image.mode}), where a grey or palette PNG of class indices is '
-                        'expected.')
-    stretched = {'L;2': 85, 'L;4': 17}.get(image.tile[0][3] if image.tile else None)  # by Pillow, over 0..255
+    _, image = open_image(path, ("PNG",))
+    if image.mode not in ("P", "L", "1", "I", "I;16"):
+        raise UserError(
+            f"{path} is a colour image ({image.mode}), where a grey or palette PNG of class indices is expected."
+        )
+    stretched = {"L;2": 85, "L;4": 17}.get(image.tile[0][3] if image.tile else None)  # by Pillow, over 0..255
     try:
         index = np.array(image)  # of a palette image, the indices; image.convert would make colours of them
     except Exception as error:
-        raise UserError(f'{path} is damaged ({error}).') from None
+        raise UserError(f"{path} is damaged ({error}).") from None
     if stretched:
         index //= stretched
     return index.astype(np.uint8) if index.dtype == bool else index
@@ -208,9 +209,11 @@ def to_train_ids(label, table, path):
             pixels += wrong.sum()
         ids[rows] = found
     if pixels:
-        raise UserError(f'{path} holds values that are no labels: {_ranges(values)}, in {pixels} '
-                        f'pixel{"s" if pixels > 1 else ""}, the first at row {first[0]}, column {first[1]}; the labels '
-                        f'allowed are {_ranges(np.flatnonzero(table >= 0))}.')
+        raise UserError(
+            f"{path} holds values that are no labels: {_ranges(values)}, in {pixels} "
+            f"pixel{'s' if pixels > 1 else ''}, the first at row {first[0]}, column {first[1]}; the labels "
+            f"allowed are {_ranges(np.flatnonzero(table >= 0))}."
+        )
     return ids
 
 
@@ -223,8 +226,8 @@ def _blocks(array):
 def _ranges(values):
     """Writes sorted integers as ranges: [0, 1, 2, 5] as '0..2, 5'."""
     runs = np.split(values, np.flatnonzero(np.diff(values) > 1) + 1)
-    text = ', '.join(f'{run[0]}..{run[-1]}' if len(run) > 1 else f'{run[0]}' for run in runs[:MOST_RANGES])
-    return text + ', ...' * (len(runs) > MOST_RANGES)
+    text = ", ".join(f"{run[0]}..{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs[:MOST_RANGES])
+    return text + ", ..." * (len(runs) > MOST_RANGES)
 
 
 def count_ids(ids, num_classes):
@@ -236,7 +239,7 @@ def count_ids(ids, num_classes):
 def encode_png(pixels):
     """Returns uint8 [height, width, 3] as the bytes of a PNG."""
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, 'PNG')
+    Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
 
 
@@ -249,7 +252,11 @@ def encode_label(ids):
     rows = np.pad(ids, ((0, 0), (1, 0)))  # each begins with the number of its filter, 0
 
     def chunk(kind, data):
-        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 8, 0, 0, 0, 0))
-            + chunk(b'IDAT', zlib.compress(rows, 6)) + chunk(b'IEND', b''))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(rows, 6))
+        + chunk(b"IEND", b"")
+    )

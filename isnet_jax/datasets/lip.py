@@ -5,18 +5,39 @@ import numpy as np
 from isnet_jax.datasets import common, tables
 from isnet_jax.datasets.pairing import find_pairs, locate
 
-FOLDERS = '', 'TrainVal_images/', 'TrainVal_parsing_annotations/'  # of the archives; unpackers may add them twice
+FOLDERS = "", "TrainVal_images/", "TrainVal_parsing_annotations/"  # of the archives; unpackers may add them twice
 
 
 class Lip(common.FolderBuilder):
     """Label files hold 0..19, background counted as a class; left and right are the person's own."""
 
-    NAMES = ('__background__', 'hat', 'hair', 'glove', 'sunglasses', 'upperclothes', 'dress', 'coat', 'socks', 'pants',
-             'jumpsuits', 'scarf', 'skirt', 'face', 'leftArm', 'rightArm', 'leftLeg', 'rightLeg', 'leftShoe',
-             'rightShoe')
-    PALETTE = tables.colors('000000 800000 ff0000 005500 aa0033 ff5500 000055 0077dd 555500 005555 553300 345680 '
-                            '008000 0000ff 33aadd 00ffff 55ffaa aaff55 ffff00 ffaa00')
-    DESCRIPTION = 'LIP, persons cut out of COCO images, labelled with clothes and parts of the body.'
+    NAMES = (
+        "__background__",
+        "hat",
+        "hair",
+        "glove",
+        "sunglasses",
+        "upperclothes",
+        "dress",
+        "coat",
+        "socks",
+        "pants",
+        "jumpsuits",
+        "scarf",
+        "skirt",
+        "face",
+        "leftArm",
+        "rightArm",
+        "leftLeg",
+        "rightLeg",
+        "leftShoe",
+        "rightShoe",
+    )
+    PALETTE = tables.colors(
+        "000000 800000 ff0000 005500 aa0033 ff5500 000055 0077dd 555500 005555 553300 345680 "
+        "008000 0000ff 33aadd 00ffff 55ffaa aaff55 ffff00 ffaa00"
+    )
+    DESCRIPTION = "LIP, persons cut out of COCO images, labelled with clothes and parts of the body."
     CITATION = """\
 @inproceedings{gong2017look,
   title     = {Look into Person: Self-Supervised Structure-Sensitive Learning and a New Benchmark for Human Parsing},
@@ -25,19 +46,26 @@ class Lip(common.FolderBuilder):
   pages     = {6757--6765},
   year      = {2017}
 }"""
-    HOMEPAGE = 'http://sysu-hcp.net/lip/'
-    LAYOUT = ('{train,val}_images/NAME.jpg and {train,val}_segmentations/NAME.png, as they are or in TrainVal_images '
-              'and TrainVal_parsing_annotations')
+    HOMEPAGE = "http://sysu-hcp.net/lip/"
+    LAYOUT = (
+        "{train,val}_images/NAME.jpg and {train,val}_segmentations/NAME.png, as they are or in TrainVal_images "
+        "and TrainVal_parsing_annotations"
+    )
     TRAIN_IDS = np.r_[:20, [-1] * 235, common.IGNORED]
-    COUNTS = {'train': 30462, 'val': 10000}
+    COUNTS = {"train": 30462, "val": 10000}
 
     def pairs(self, source):
         def find(name):
-            return locate(source, *(f'{folder * times}{name}' for folder in FOLDERS for times in (1, 2)))
+            return locate(source, *(f"{folder * times}{name}" for folder in FOLDERS for times in (1, 2)))
 
         pairs = {}
         for split in self.COUNTS:
-            names = find(f'{split}_id.txt')  # mirrors leave it out; then all files count
-            pairs[split] = find_pairs(source, find(f'{split}_images'), find(f'{split}_segmentations'), self.problems,
-                                      names if (source / names).is_file() else None)
+            names = find(f"{split}_id.txt")  # mirrors leave it out; then all files count
+            pairs[split] = find_pairs(
+                source,
+                find(f"{split}_images"),
+                find(f"{split}_segmentations"),
+                self.problems,
+                names if (source / names).is_file() else None,
+            )
         return pairs

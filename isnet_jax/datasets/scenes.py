@@ -23,29 +23,46 @@ ROWS, COLS = np.mgrid[:HEIGHT, :WIDTH] + 0.5
 class Scenes(common.SegmentationBuilder):
     """360 training and 60 validation scenes of 96 x 128 (height x width), the same every time."""
 
-    NAMES = ('sky', 'water', 'ground', 'house', 'boat', 'tree', 'ball', 'fence')
-    PALETTE = ((142, 197, 240), (38, 84, 164), (222, 196, 132), (204, 78, 64), (128, 62, 140), (64, 146, 84),
-               (246, 174, 45), (84, 66, 58))
-    DESCRIPTION = 'Drawn landscapes for tests and trials: classes differ by texture, shape, surroundings, not colour.'
+    NAMES = ("sky", "water", "ground", "house", "boat", "tree", "ball", "fence")
+    PALETTE = (
+        (142, 197, 240),
+        (38, 84, 164),
+        (222, 196, 132),
+        (204, 78, 64),
+        (128, 62, 140),
+        (64, 146, 84),
+        (246, 174, 45),
+        (84, 66, 58),
+    )
+    DESCRIPTION = "Drawn landscapes for tests and trials: classes differ by texture, shape, surroundings, not colour."
 
     def items(self):
         """Returns {split: [Item, ...]}."""
-        return {split: [Item(f'{split}_{i:03d}', (number, i)) for i in range(count)]
-                for number, (split, count) in enumerate((('train', 360), ('val', 60)))}
+        return {
+            split: [Item(f"{split}_{i:03d}", (number, i)) for i in range(count)]
+            for number, (split, count) in enumerate((("train", 360), ("val", 60)))
+        }
 
     def check(self, item):
         """Draws an item, see `SegmentationBuilder.check`."""
         image, label = draw(item.seed)
         image_png, label_png = files.encode_png(image), files.encode_label(label)
-        return Finding(image=image_png, label=label_png, size=label.shape, num_bytes=len(image_png) + len(label_png),
-                       counts=files.count_ids(label, len(self.NAMES)))
+        return Finding(
+            image=image_png,
+            label=label_png,
+            size=label.shape,
+            num_bytes=len(image_png) + len(label_png),
+            counts=files.count_ids(label, len(self.NAMES)),
+        )
 
     def stamp(self, item):
         """See `SegmentationBuilder.stamp`."""
-        return f'{self.VERSION} {item.name}'
+        return f"{self.VERSION} {item.name}"
 
 
 class Item(NamedTuple):
+    """A scene to draw."""
+
     name: str
     seed: tuple  # of two integers
 
@@ -61,8 +78,12 @@ def draw(seed):
     """
     rng = np.random.default_rng(seed)
     scene = Scene(rng)
-    places = [(*place, label) for label, (most, _, surface, foot) in THINGS.items()
-              for _ in range(rng.integers(most, endpoint=True)) if (place := scene.find_place(rng, surface, foot))]
+    places = [
+        (*place, label)
+        for label, (most, _, surface, foot) in THINGS.items()
+        for _ in range(rng.integers(most, endpoint=True))
+        if (place := scene.find_place(rng, surface, foot))
+    ]
     for row, col, label in sorted(places):  # far things first: nearer ones then hide parts of them
         THINGS[label][1](scene, rng, row, col, label)
     return scene.finish(rng), scene.label
@@ -105,7 +126,7 @@ class Scene:
     def shade(self, col, row, width):
         """Darkens what lies around the foot of a thing, away from the light."""
         away = (COLS - col + 0.35 * self.light * width) / (0.75 * width)
-        self.image *= 1 - 0.45 * np.exp(-away**2 - ((ROWS - row) / (0.12 * width + 1))**2)[..., None]
+        self.image *= 1 - 0.45 * np.exp(-(away**2) - ((ROWS - row) / (0.12 * width + 1)) ** 2)[..., None]
 
     def size(self, row):
         """The height in pixels of a hut that stands at this row: the nearer the larger."""
@@ -124,7 +145,7 @@ class Scene:
             row, col = rng.uniform(self.horizon + 5, HEIGHT - 2), rng.uniform(0, WIDTH)
             half = foot * self.size(row) / 2
             # Some of the surface must show on all sides, or nobody could tell what the thing stands on.
-            found = np.unique(self.surface[int(row) - 4:int(row) + 3, int(max(col - half, 0)):int(col + half) + 1])
+            found = np.unique(self.surface[int(row) - 4 : int(row) + 3, int(max(col - half, 0)) : int(col + half) + 1])
             if len(found) == 1 and surface in (None, found[0]):
                 return row, col
         return None
@@ -145,17 +166,38 @@ def _hut(scene, rng, row, col, label):
     left, right, eaves = col - wide / 2, col + wide / 2, row - 0.58 * high
     body = color(rng)
     planks = 1 - 0.3 * ((row - ROWS) % 4 < 1.2)
-    scene.paint(polygon([(left, row), (left, eaves), (right, eaves), (right, row)]),
-                body * (planks * (1 + 0.12 * scene.light * (COLS - col) / wide))[..., None], label)
+    scene.paint(
+        polygon([(left, row), (left, eaves), (right, eaves), (right, row)]),
+        body * (planks * (1 + 0.12 * scene.light * (COLS - col) / wide))[..., None],
+        label,
+    )
     for side in -0.27, 0.27:
         middle, half = col + side * wide, 0.1 * wide
-        scene.paint(polygon([(middle - half, eaves + 0.36 * high), (middle - half, eaves + 0.14 * high),
-                             (middle + half, eaves + 0.14 * high), (middle + half, eaves + 0.36 * high)]),
-                    0.3 * body, label)
+        scene.paint(
+            polygon(
+                [
+                    (middle - half, eaves + 0.36 * high),
+                    (middle - half, eaves + 0.14 * high),
+                    (middle + half, eaves + 0.14 * high),
+                    (middle + half, eaves + 0.36 * high),
+                ]
+            ),
+            0.3 * body,
+            label,
+        )
     ridge = wide * rng.uniform(0.1, 0.35)
-    scene.paint(polygon([(left - 0.08 * wide, eaves + 1), (col - ridge, row - high), (col + ridge, row - high),
-                         (right + 0.08 * wide, eaves + 1)]),
-                color(rng) * (0.72 - 0.2 * ((COLS - left) % 4 < 1.2))[..., None], label)
+    scene.paint(
+        polygon(
+            [
+                (left - 0.08 * wide, eaves + 1),
+                (col - ridge, row - high),
+                (col + ridge, row - high),
+                (right + 0.08 * wide, eaves + 1),
+            ]
+        ),
+        color(rng) * (0.72 - 0.2 * ((COLS - left) % 4 < 1.2))[..., None],
+        label,
+    )
 
 
 def _tree(scene, rng, row, col, label):
@@ -163,13 +205,27 @@ def _tree(scene, rng, row, col, label):
     high = scene.size(row) * rng.uniform(1.1, 1.6)
     scene.shade(col, row, 0.6 * high)
     half = 0.055 * high
-    scene.paint(polygon([(col - 1.4 * half, row), (col - half, row - 0.6 * high), (col + half, row - 0.6 * high),
-                         (col + 1.4 * half, row)]), 0.6 * color(rng), label)
+    scene.paint(
+        polygon(
+            [
+                (col - 1.4 * half, row),
+                (col - half, row - 0.6 * high),
+                (col + half, row - 0.6 * high),
+                (col + 1.4 * half, row),
+            ]
+        ),
+        0.6 * color(rng),
+        label,
+    )
     radius, middle = 0.2 * high, row - 0.67 * high
     angles = np.arange(7) * 2 * np.pi / 7 + rng.uniform(0, 1)
-    crown = ellipses([(col, middle, 1.2 * radius)] + [
-        (col + 0.85 * radius * np.cos(a), middle + 0.85 * radius * np.sin(a), radius * rng.uniform(0.6, 0.95))
-        for a in angles])
+    crown = ellipses(
+        [(col, middle, 1.2 * radius)]
+        + [
+            (col + 0.85 * radius * np.cos(a), middle + 0.85 * radius * np.sin(a), radius * rng.uniform(0.6, 0.95))
+            for a in angles
+        ]
+    )
     leaves = 1 + 0.3 * np.tanh(2 * noise(rng, 2, 2))
     scene.paint(crown, color(rng) * leaves[..., None] * scene.roundness(col, middle, 2 * radius), label)
 
@@ -183,8 +239,11 @@ def _ball(scene, rng, row, col, label):
     along = np.cos(angle) * (COLS - col) + np.sin(angle) * (ROWS - middle)
     across = np.cos(angle) * (ROWS - middle) - np.sin(angle) * (COLS - col)
     checks = ((along // check + across // check) % 2)[..., None]
-    scene.paint(ellipses([(col, middle, radius)]),
-                (checks * color(rng) + (1 - checks) * color(rng)) * scene.roundness(col, middle, radius), label)
+    scene.paint(
+        ellipses([(col, middle, radius)]),
+        (checks * color(rng) + (1 - checks) * color(rng)) * scene.roundness(col, middle, radius),
+        label,
+    )
 
 
 def _fence(scene, rng, row, col, label):
@@ -193,11 +252,20 @@ def _fence(scene, rng, row, col, label):
     gap = 0.5 * high
     posts = rng.integers(5, 10)
     start, half = col - (posts - 1) / 2 * gap, 0.08 * high + 0.5
-    lines = [[(x - half, row), (x - half, row - high), (x, row - high - half), (x + half, row - high), (x + half, row)]
-             for x in start + gap * np.arange(posts)]
+    lines = [
+        [(x - half, row), (x - half, row - high), (x, row - high - half), (x + half, row - high), (x + half, row)]
+        for x in start + gap * np.arange(posts)
+    ]
     end = start + gap * (posts - 1)
-    lines += [[(start, row - at * high - half), (end, row - at * high - half), (end, row - at * high + half),
-               (start, row - at * high + half)] for at in (0.3, 0.75)]
+    lines += [
+        [
+            (start, row - at * high - half),
+            (end, row - at * high - half),
+            (end, row - at * high + half),
+            (start, row - at * high + half),
+        ]
+        for at in (0.3, 0.75)
+    ]
     scene.paint(polygon(*lines), color(rng), label)
 
 
@@ -229,11 +297,15 @@ def polygon(*shapes):
 
 def ellipses(circles):
     """Returns how far circles (col, row, radius) cover each pixel: float [96, 128] in 0..1."""
-    return _cover(lambda pen: [pen.ellipse([FINE * (x - r), FINE * (y - r), FINE * (x + r), FINE * (y + r)], fill=255)
-                               for x, y, r in circles])
+    return _cover(
+        lambda pen: [
+            pen.ellipse([FINE * (x - r), FINE * (y - r), FINE * (x + r), FINE * (y + r)], fill=255)
+            for x, y, r in circles
+        ]
+    )
 
 
 def _cover(draw_shapes):
-    fine = Image.new('L', (FINE * WIDTH, FINE * HEIGHT))
+    fine = Image.new("L", (FINE * WIDTH, FINE * HEIGHT))
     draw_shapes(ImageDraw.Draw(fine))
     return np.asarray(fine.reduce(FINE)) / 255

@@ -16,18 +16,18 @@ from isnet_jax.console import no_native_noise
 from isnet_jax.errors import UserError
 from isnet_jax.stored import is_name
 
-INFO = 'dataset_info.json'  # comes last: where it is, the copy is whole
+INFO = "dataset_info.json"  # comes last: where it is, the copy is whole
 BLOCK = 2**23
 
 
 def is_remote(data_dir):
     """Returns whether a data_dir is a URL."""
-    return bool(data_dir) and '://' in str(data_dir)
+    return bool(data_dir) and "://" in str(data_dir)
 
 
 def local_data_dir():
     """Returns the folder of prepared data sets on this machine."""
-    return os.path.expanduser(os.environ.get('TFDS_DATA_DIR') or os.path.join('~', 'tensorflow_datasets'))
+    return os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or os.path.join("~", "tensorflow_datasets"))
 
 
 def local_place(data_dir):
@@ -52,18 +52,20 @@ def compare(place, local):
     with _reaching(place):
         same = (place / INFO).read_bytes() == (local / INFO).read_bytes()
     if not same:
-        raise UserError(f'{local} holds another data set than {place}, whose local copy should be there: delete the '
-                        'one that is not wanted, or set TFDS_DATA_DIR to another folder.')
+        raise UserError(
+            f"{local} holds another data set than {place}, whose local copy should be there: delete the "
+            "one that is not wanted, or set TFDS_DATA_DIR to another folder."
+        )
 
 
 def fetch(place, local):
     """Copies a data set from the store, under a temporary name until it is whole; raises UserError."""
-    noise = ''.join(random.choices(string.ascii_uppercase, k=6))
-    partial = local.parent / f'incomplete.{noise}_{local.name}'  # as TFDS calls them
+    noise = "".join(random.choices(string.ascii_uppercase, k=6))
+    partial = local.parent / f"incomplete.{noise}_{local.name}"  # as TFDS calls them
     try:
         with _reaching(place):
             _require_room(place, partial)
-            _copy(place, partial, f'fetching {place}')
+            _copy(place, partial, f"fetching {place}")
         partial.rename(local)
     finally:
         if partial.exists():
@@ -73,27 +75,30 @@ def fetch(place, local):
 def send(local, place):
     """Copies a prepared data set to the store; raises UserError."""
     with _reaching(place):
-        _copy(local, place, f'sending to {place}')
+        _copy(local, place, f"sending to {place}")
 
 
 def _require_room(place, target):
     target.mkdir(parents=True)
     needed, free = sum(path.stat().length for path in place.iterdir()), shutil.disk_usage(target).free
     if needed > free:
-        raise UserError(f'The data set in {place} takes {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free in '
-                        f'{target.parent}: make room, or set TFDS_DATA_DIR to another folder.')
+        raise UserError(
+            f"The data set in {place} takes {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free in "
+            f"{target.parent}: make room, or set TFDS_DATA_DIR to another folder."
+        )
 
 
 def _copy(source, target, title):
     paths = sorted(source.iterdir(), key=lambda path: (path.name == INFO, path.name))
     odd = [path.name for path in paths if not is_name(path.name)]
     if odd:  # they become files here
-        raise UserError(f'{source} holds a file {odd[0]!a}, a name that leads out of its folder: nothing is copied.')
+        raise UserError(f"{source} holds a file {odd[0]!a}, a name that leads out of its folder: nothing is copied.")
     target.mkdir(parents=True, exist_ok=True)
-    with tqdm.tqdm(total=sum(path.stat().length for path in paths), desc=title, unit='B', unit_scale=True,
-                   disable=None) as bar:
+    with tqdm.tqdm(
+        total=sum(path.stat().length for path in paths), desc=title, unit="B", unit_scale=True, disable=None
+    ) as bar:
         for path in paths:
-            with path.open('rb') as original, (target / path.name).open('wb') as copy:
+            with path.open("rb") as original, (target / path.name).open("wb") as copy:
                 while block := original.read(BLOCK):
                     copy.write(block)
                     bar.update(len(block))
@@ -108,7 +113,9 @@ def _reaching(place):
     except UserError:
         raise
     except Exception as error:  # of TensorFlow, fsspec, gcsfs, each with its own
-        reason = ' '.join(str(error).split()) or type(error).__name__
-        raise UserError(f'{place} cannot be reached ({reason[:300]}): check the address and the network, and that this '
-                        'machine may use it (gs://: gcloud auth application-default login), or give a local '
-                        'data_dir.') from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"{place} cannot be reached ({reason[:300]}): check the address and the network, and that this "
+            "machine may use it (gs://: gcloud auth application-default login), or give a local "
+            "data_dir."
+        ) from None

@@ -3,7 +3,7 @@
 
 def names(text):
     """Splits names at commas and line ends."""
-    return tuple(name.strip() for name in text.replace('\n', ' ').strip(' ,').split(','))
+    return tuple(name.strip() for name in text.replace("\n", " ").strip(" ,").split(","))
 
 
 def colors(text):
@@ -13,5 +13,7 @@ def colors(text):
 
 def distinct_colors(indices):
     """Returns the colours of Pascal VOC's map: the bits of an index go to r, g and b in turn, the lowest to the top."""
-    return tuple(tuple(sum((index >> 3 * bit + channel & 1) << 7 - bit for bit in range(8)) for channel in range(3))
-                 for index in indices)
+    return tuple(
+        tuple(sum((index >> 3 * bit + channel & 1) << 7 - bit for bit in range(8)) for channel in range(3))
+        for index in indices
+    )
