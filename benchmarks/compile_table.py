@@ -22,8 +22,9 @@ import jax
 from absl import flags
 
 from benchmarks import docs
-from isnet_jax import command, compile_check
-from isnet_jax.console import aligned, say
+from isnet_jax import cli
+from isnet_jax.runtime.console import aligned, say
+from isnet_jax.training import compilation
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "benchmarks/compile_table.json"
@@ -49,25 +50,25 @@ def plan():
 
 
 def measure(name):
-    """A row as JSON: `compile_check.Report`, with "libtpu"."""
+    """A row as JSON: `compilation.ProgramCost`, with "libtpu"."""
     program, recipe, dtype, topology, effort = name.split()
     data, backbone = recipe.split("-")
     config = runpy.run_path(str(ROOT / "configs" / f"{data}.py"))["get_config"](backbone)
     config.model.dtype = dtype
-    devices = compile_check.find_devices(topology)
-    (report,) = compile_check.check(config, devices, [program], full=effort == "full")
+    devices = compilation.find_devices(topology)
+    (report,) = compilation.check(config, devices, [program], full=effort == "full")
     jax.clear_caches()
     gc.collect()
     return report._asdict() | {"devices": len(devices), "libtpu": importlib.metadata.version("libtpu")}
 
 
 def report_of(row):
-    return compile_check.Report(*(row[field] for field in compile_check.Report._fields))
+    return compilation.ProgramCost(*(row[field] for field in compilation.ProgramCost._fields))
 
 
 def write_table(rows):
     """The sections compile_train and compile_evaluate of docs/performance.md."""
-    for program in compile_check.PROGRAMS:
+    for program in compilation.PROGRAMS:
         head = [
             "",
             "images",
@@ -148,4 +149,4 @@ def _define_flags():
 
 
 if __name__ == "__main__":
-    command.run(_main, __doc__, _define_flags, needs_config=False, goes_on="where it was")
+    cli.run(_main, __doc__, _define_flags, needs_config=False, resume_hint="where it stopped")

@@ -1,25 +1,44 @@
-"""Puts what a benchmark printed into docs/performance.md."""
+"""Writes generated text between the markers of a Markdown file, `<!-- name:begin -->` and `<!-- name:end -->`."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from isnet_jax.console import say
+from benchmarks.paths import PERFORMANCE
+from isnet_jax.runtime.console import say
 
-DOC = Path(__file__).resolve().parents[1] / "docs/performance.md"
+
+def replace_section(text: str, name: str, content: str) -> str:
+    """The Markdown `text` with `content` between the markers of section `name`.
+
+    Raises ValueError unless `text` has each marker once, in this order.
+    """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"the text must have {begin} once and, after it, {end} once")
+    return f"{text.split(begin)[0]}{begin}\n\n{content}\n\n{end}{text.split(end)[1]}"
+
+
+def write_section(path: Path, name: str, content: str) -> None:
+    """Replaces a section of the file at `path`; errors as in `replace_section`."""
+    path.write_text(replace_section(path.read_text(), name, content))
+
+
+def as_code(lines: Iterable[str]) -> str:
+    """The lines as an indented code block."""
+    return "\n".join(f"    {line}".rstrip() for line in lines)
 
 
 class Section:
-    """What a benchmark tells: printed at once, and kept for the section of that name."""
+    """The report of a benchmark: printed line by line, then written as a section of docs/performance.md."""
 
-    def __init__(self, name):
+    def __init__(self, name: str):
         self.name, self.lines = name, []
 
-    def tell(self, text):
+    def say(self, text: str) -> None:
+        """Prints the text and keeps it for the section."""
         say(text)
         self.lines += text.splitlines()
 
-    def write(self):
-        """Replaces what is between <!-- name:begin --> and <!-- name:end --> by the lines as code."""
-        begin, end = f"<!-- {self.name}:begin -->", f"<!-- {self.name}:end -->"
-        before, rest = DOC.read_text().split(begin)
-        block = "\n".join(f"    {line}".rstrip() for line in self.lines)
-        DOC.write_text(f"{before}{begin}\n\n{block}\n\n{end}{rest.split(end)[1]}")
+    def write(self) -> None:
+        """Writes the section as a code block."""
+        write_section(PERFORMANCE, self.name, as_code(self.lines))

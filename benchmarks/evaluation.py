@@ -25,11 +25,14 @@ import numpy as np
 from absl import flags
 
 from benchmarks import docs
-from isnet_jax import command, convert, create_model, datasets, evaluation, sharding
+from isnet_jax import cli, create_model, datasets
+from isnet_jax.checkpoints import torch_names
 from isnet_jax.config import inference_settings
-from isnet_jax.inference import predict
-from isnet_jax.photometry import normalize
-from isnet_jax.records import Records
+from isnet_jax.evaluation.inference import predict
+from isnet_jax.evaluation.loop import ON_DEVICE, eval_step, evaluate, make_eval_step
+from isnet_jax.input.photometry import normalize
+from isnet_jax.input.records import Records
+from isnet_jax.runtime import sharding
 
 REFERENCE = Path(__file__).resolve().parents[1] / "tests/reference"
 
@@ -64,24 +67,24 @@ def random_variables(model):
     import runpy
 
     weights = SimpleNamespace(**runpy.run_path(str(REFERENCE / "weights.py")))
-    names = convert.official_names(model)
-    variables = convert.from_torch({name: weights.tensor(name, shape, 0) for name, (_, shape) in names.items()}, model)
+    names = torch_names.official_names(model)
+    variables = torch_names.from_torch(
+        {name: weights.tensor(name, shape, 0) for name, (_, shape) in names.items()}, model
+    )
     return jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == np.float64 else x, variables)
 
 
 def _main(config, values):
-    from isnet_jax import input_pipeline
+    from isnet_jax.input import pipeline
 
     builder = datasets.load(config.data.name, config.data.data_dir, config.data.source, config.data.folder)
     splits = config.data.train_split, config.data.eval_split
-    source = Records(
-        Copies([input_pipeline.open_split(builder, split) for split in splits], values.images, values.longest)
-    )
+    source = Records(Copies([pipeline.open_split(builder, split) for split in splits], values.images, values.longest))
     config.test.resize = ()
     model, mesh, settings = create_model(config.model), sharding.make_mesh(), inference_settings(config)
     variables = jax.device_put(random_variables(model), sharding.replicated(mesh))
-    sizes = input_pipeline.eval_sizes([(record["height"], record["width"]) for record in source], config)
-    plan, found = input_pipeline.eval_plan(sizes, config.test.batch_size, config.test.max_programs)
+    sizes = pipeline.eval_sizes([(record["height"], record["width"]) for record in source], config)
+    plan, found = pipeline.eval_plan(sizes, config.test.batch_size, config.test.max_shape_buckets)
     section = docs.Section("evaluation")
     tell = section.tell
     tell(
@@ -89,7 +92,7 @@ def _main(config, values):
         f"{mesh.devices.flat[0].device_kind}: {len(source)} images of {len(np.unique(sizes, axis=0))} sizes"
     )
     start = time.perf_counter()
-    step = evaluation.make_eval_step(model, mesh, settings)
+    step = make_eval_step(model, mesh, settings)
     shared = {}
 
     def keep(entry, batch, result):
@@ -102,16 +105,16 @@ def _main(config, values):
             }
         )
 
-    batched = evaluation.evaluate(step, variables, input_pipeline.eval_batches(source, config, plan), plan, mesh, keep)
+    batched = evaluate(step, variables, pipeline.eval_batches(source, config, plan), plan, mesh, keep)
     batched_seconds, programs = time.perf_counter() - start, step._cache_size()
 
     start = time.perf_counter()
-    one = jax.jit(partial(evaluation.eval_step, model=model, settings=settings, boundary=False), static_argnums=2)
-    alone_plan, _ = input_pipeline.eval_plan(sizes, 1, len(sizes))
+    one = jax.jit(partial(eval_step, model=model, settings=settings, boundary=False), static_argnums=2)
+    alone_plan, _ = pipeline.eval_plan(sizes, 1, len(sizes))
     total, differing, margins = 0, 0, []
     on_one = jax.device_put(variables, jax.devices()[0])
-    for batch in input_pipeline.eval_batches(source, config, alone_plan):
-        arrays = {name: jnp.asarray(batch[name]) for name in evaluation.ON_DEVICE}
+    for batch in pipeline.eval_batches(source, config, alone_plan):
+        arrays = {name: jnp.asarray(batch[name]) for name in ON_DEVICE}
         result = one(on_one, arrays, False)
         total = total + np.asarray(result["confusion"], np.int64)
         batch["prediction"] = np.asarray(result["predictions"])[0]
@@ -125,7 +128,7 @@ def _main(config, values):
             start += time.perf_counter() - pause
     alone_seconds, alone_programs = time.perf_counter() - start, one._cache_size()
 
-    padding = input_pipeline.padding(plan, sizes)
+    padding = pipeline.padding(plan, sizes)
     pixels = int((sizes[:, 2] * sizes[:, 3]).sum())
     tell(f"one at a time      {alone_programs:3d} programs                 {len(source) / alone_seconds:8.2f} images/s")
     tell(
@@ -148,4 +151,4 @@ def _define_flags():
 
 
 if __name__ == "__main__":
-    command.run(_main, __doc__, _define_flags)
+    cli.run(_main, __doc__, _define_flags)

@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks import docs, opencv_recipe
-from isnet_jax import command, datasets
+from isnet_jax import cli, datasets
 
 
 class Stopwatch:
@@ -70,7 +70,7 @@ def official_stages(source, config, images):
 
 def pipeline_stages(source, config, images):
     """What the input pipeline does, stage by stage, without tf.data around it."""
-    from isnet_jax import augment
+    from isnet_jax.input import augment
 
     watch = Stopwatch()
     for i in range(images):
@@ -80,7 +80,7 @@ def pipeline_stages(source, config, images):
         watch.lap("decode the label")
         _, plan = augment.augment_label(label, augment.generator((0, 0, i)), config)
         watch.lap("resize the label, choose the crop, ...")
-        part = augment.decode_image(record["image"], plan.part)
+        part = augment.decode_image(record["image"], plan.source_region)
         watch.lap("decode the image's part")
         augment.augment_image(part, plan)
         watch.lap("resize the image, crop, ...")
@@ -98,7 +98,7 @@ def official_rate(source, config, seconds, first):
 
 
 def pipeline_rate(batches, batch_size, seconds):
-    """Images a second out of an iterator of `input_pipeline.train_batches`."""
+    """Images a second out of an iterator of `pipeline.train_batches`."""
     start, done = time.process_time(), 0
     while time.process_time() < start + seconds:
         next(batches)
@@ -111,9 +111,9 @@ def _main(config, values):
     os.sched_setaffinity(0, cores[:1])  # before TensorFlow counts them
     cv2.setNumThreads(1)
     builder = datasets.load(config.data.name, config.data.data_dir, config.data.source, config.data.folder)
-    from isnet_jax import input_pipeline
+    from isnet_jax.input import pipeline
 
-    source = input_pipeline.open_split(builder, config.data.train_split)
+    source = pipeline.open_split(builder, config.data.train_split)
     config.train.global_batch_size = batch_size = min(config.train.global_batch_size, len(source))
     height, width = (
         round(float(np.mean([source[i][side] for i in range(min(len(source), 500))]))) for side in ("height", "width")
@@ -126,7 +126,7 @@ def _main(config, values):
     )
 
     turns, share = 6, values.seconds / 15  # the rest is for the stages
-    batches = input_pipeline.train_batches(source, config, 0, 10**9)
+    batches = pipeline.train_batches(source, config, 0, 10**9)
     pipeline_rate(batches, batch_size, share / 2)  # fills the buffers
     rates = []
     for turn in range(turns):
@@ -157,4 +157,4 @@ def _define_flags():
 
 
 if __name__ == "__main__":
-    command.run(_main, __doc__, _define_flags)
+    cli.run(_main, __doc__, _define_flags)

@@ -2,8 +2,7 @@
 
     python -m isnet_jax.main --config=configs/ade20k.py[:resnet50|resnet101|resnest101] --config.train.pretrained=X.pth
 
-Published mIoU, single scale / multi-scale and flip: resnet50 44.22 / 45.03, resnet101 45.92 / 47.29,
-resnest101 46.65 / 47.56.
+README.md has the published results; `python -m isnet_jax.evaluate` prints them beside its own.
 """
 
 from isnet_jax import config

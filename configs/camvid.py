@@ -1,8 +1,8 @@
-"""CamVid, 11 classes, 480x360: the official recipe of Cityscapes, at CamVid's size, on ResNet-50.
+"""CamVid, 11 classes, 480x360: the official Cityscapes recipe at CamVid's size, with ResNet-50.
 
     python -m isnet_jax.main --config=configs/camvid.py --config.data.source=DIR
 
-DIR holds train/, val/ and test/, each with images/ and labels/. There is no published ISNet score for CamVid.
+DIR contains train/, val/ and test/, each with images/ and labels/. No ISNet result on CamVid is published.
 """
 
 from isnet_jax import config

@@ -2,8 +2,7 @@
 
     python -m isnet_jax.main --config=configs/cityscapes.py[:BACKBONE] --config.train.pretrained=X.pth
 
-Published mIoU on val, single scale / multi-scale and flip: resnet50 79.32 / 81.31, resnet101 80.56 / 81.96,
-resnest101 78.78 / 81.33.
+README.md has the published results; `python -m isnet_jax.evaluate` prints them beside its own.
 """
 
 from isnet_jax import config

@@ -1,12 +1,11 @@
-"""COCO-Stuff 10k, 182 outputs of which 171 occur: the official recipes.
+"""COCO-Stuff 10k, 182 outputs, of which 171 occur: the official recipes.
 
     python -m isnet_jax.main --config=configs/coco_stuff.py[:BACKBONE] --config.train.pretrained=X.pth
 
-Published mIoU, single scale / multi-scale and flip: resnet50 38.06 / 40.39, resnet101 40.53 / 41.74,
-resnest101 41.55 / 42.53.
+README.md has the published results; `python -m isnet_jax.evaluate` prints them beside its own.
 
-With --config.data.name=coco_stuff164k --config.data.eval_split=val it trains on the full release, at settings that are
-not official for it.
+--config.data.name=coco_stuff164k --config.data.eval_split=val trains on the full release, for which these settings are
+not official.
 """
 
 from isnet_jax import config

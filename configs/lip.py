@@ -1,8 +1,8 @@
-"""LIP, 20 classes (human parsing, background counted): the official recipes.
+"""LIP, 20 classes of human parsing, background included: the official recipes.
 
     python -m isnet_jax.main --config=configs/lip.py[:resnet50|resnet101|resnest101] --config.train.pretrained=X.pth
 
-Published mIoU on val, single scale / flip: resnet50 53.14 / 53.41, resnet101 54.96 / 55.41, resnest101 56.52 / 56.81.
+README.md has the published results; `python -m isnet_jax.evaluate` prints them beside its own.
 """
 
 from isnet_jax import config
@@ -24,7 +24,7 @@ def get_config(backbone="resnet50"):
     c.train.epochs = 150
     c.test.resize = (473, 473)
     c.test.keep_ratio = False
-    c.test.tta.scales = (1.0,)  # the mirror alone
+    c.test.tta.scales = (1.0,)  # horizontal flip only
     c.test.tta.average = "logits"
     if backbone == "resnest101":
         c.train.global_batch_size = 40

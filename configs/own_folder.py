@@ -1,4 +1,4 @@
-"""A template for your own data: folders of images and labels. docs/datasets.md explains the fields.
+"""A template for your own data, in folders of images and labels; docs/datasets.md explains the fields.
 
 python -m isnet_jax.main --config=configs/own_folder.py --config.data.source=DIR --config.train.pretrained=X.pth
 """

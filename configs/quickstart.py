@@ -1,4 +1,4 @@
-"""Drawn scenes, 8 classes, 128x96: a ResNet-18 ISNet in a few minutes on two CPU cores; nothing to download.
+"""Drawn scenes, 8 classes, 128x96: trains an ISNet with ResNet-18 in minutes on two CPU cores, without downloads.
 
 python -m isnet_jax.main --config=configs/quickstart.py
 """
@@ -13,7 +13,7 @@ def get_config(backbone="resnet18"):
     c.augment.resize = ()
     c.augment.scale_range = (0.9, 1.1)
     c.augment.crop_size = (80, 120)
-    c.augment.photometric = False  # colours are drawn at random already
+    c.augment.photometric = False  # scenes are drawn in random colours already
     c.train.global_batch_size = 8
     c.train.epochs = 4
     c.train.base_lr = 0.007

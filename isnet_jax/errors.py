@@ -1,6 +1,8 @@
-"""The one exception for mistakes a user can mend."""
+"""UserError, the one exception for mistakes that the user can correct, and texts for its messages."""
 
 import contextlib
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 
 class UserError(Exception):
@@ -13,43 +15,48 @@ class UserError(Exception):
     code = 1
 
 
-def printable(text):
-    """A text with its control characters escaped: a name of a file may try to command the terminal."""
+def printable(text: str) -> str:
+    """`text` with its control characters escaped: a file name may hold terminal escape sequences."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 @contextlib.contextmanager
-def mended_by_user(what, flag, goes_on, memory):
-    """Makes UserErrors of full disks and full devices inside.
+def translating_disk_and_memory_errors(
+    activity: str, flag: str, resume_hint: str, memory_advice: str
+) -> Iterator[None]:
+    """Raises UserError in place of an OSError or of JAX's error for exhausted device memory.
 
-    what: whose work it is, at the start of a sentence; flag: which one says where it writes; goes_on: from where;
-    memory: what to do where the device has too little.
+    activity: the subject of the message, such as "The run in DIR"; flag: the one that names the output directory;
+    resume_hint: where the same command resumes; memory_advice: how to need less device memory.
     """
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{what} stopped because a file cannot be read or written: {error}. Make room, or choose "
-            f"another {flag}; the same command goes on {goes_on}."
+            f"{activity} stopped because a file cannot be read or written: {error}. Make room, or choose "
+            f"another {flag}; the same command resumes {resume_hint}."
         ) from error
-    except RuntimeError as error:  # JAX's is one
+    except RuntimeError as error:  # JaxRuntimeError is one
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise UserError(
-            f"The device has too little memory for this config: {memory} ({str(error).splitlines()[0][:200]})."
+            f"The device has too little memory for this config: {memory_advice} ({str(error).splitlines()[0][:200]})."
         ) from None
 
 
-def mismatches(found, wanted, optional=()):
-    """What two {name: shape} differ in, all of it in one text; "" if they agree or only lack `optional` names."""
-    wrong = [
-        f"{name} {found[name]} instead of {wanted[name]}"
-        for name in sorted(set(found) & set(wanted))
-        if found[name] != wanted[name]
+def mismatches(found: Mapping[str, Any], expected: Mapping[str, Any], optional: Collection[str] = ()) -> str:
+    """All differences between two {name: shape} in one text; "" if there are none.
+
+    Names in `optional` may be missing from `found`.
+    """
+    wrong_shapes = [
+        f"{name} {found[name]} instead of {expected[name]}"
+        for name in sorted(set(found) & set(expected))
+        if found[name] != expected[name]
     ]
     faults = {
-        "missing": sorted(set(wanted) - set(found) - set(optional)),
-        "not in the network": sorted(set(found) - set(wanted)),
-        "of another shape": wrong,
+        "missing": sorted(set(expected) - set(found) - set(optional)),
+        "not in the network": sorted(set(found) - set(expected)),
+        "of the wrong shape": wrong_shapes,
     }
     return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in faults.items() if names)

@@ -4,35 +4,34 @@ usage: python -m isnet_jax.main --config=configs/ade20k.py[:BACKBONE] [--workdir
                                 [--coordinator=HOST:PORT --num_processes=N --process_id=I]
 
   --config    the recipe; BACKBONE is resnet18, 34, 50, 101, 152 or resnest50, 101, 200
-  --workdir   checkpoints, logs and results go here (default runs/<config name>); a run there is gone on with. Several
+  --workdir   directory of checkpoints, logs and results (default runs/<config name>); a run in it is resumed. All
               processes share it
 
-On Cloud TPU, under Slurm and in Kubernetes the processes find each other; elsewhere each is told with the last three
-flags where process 0 listens, how many there are, and which it is.
+On Cloud TPU, under Slurm and in Kubernetes the processes find each other. Elsewhere the last three flags give each
+process the address of process 0, the number of processes, and its index.
 
-Exit code 75: stopped by SIGTERM after a checkpoint, or because another process died; the same command goes on.
+Exit code 75: stopped by SIGTERM after a checkpoint, or because another process died; the same command resumes the run.
 """
 
 import sys
 
 from absl import flags
 
-from isnet_jax import command
+from isnet_jax import cli
 
 
 def _define_flags():
-    from isnet_jax import distributed  # with JAX
-
-    flags.DEFINE_string("workdir", None, "checkpoints, logs and results")
-    distributed.define_flags()
+    flags.DEFINE_string("workdir", None, "directory of checkpoints, logs and results")
+    cli.define_process_flags()
 
 
-def _main(config, values):
-    from isnet_jax import distributed, job  # after the command line is known to be right: it takes seconds
+def _main(config, flag_values):
+    from isnet_jax.runtime import distributed  # once the command line is known to be right: it takes seconds
+    from isnet_jax.training.loop import train_and_evaluate
 
-    with distributed.joined(values, "from the last checkpoint"):
-        job.run(config, values.workdir or f"runs/{command.config_name(sys.argv)}")
+    with distributed.process_group(flag_values, "from the last checkpoint"):
+        train_and_evaluate(config, flag_values.workdir or f"runs/{cli.config_name(sys.argv)}")
 
 
 if __name__ == "__main__":
-    command.run(_main, __doc__, _define_flags)
+    cli.run(_main, __doc__, _define_flags)

@@ -19,9 +19,9 @@ import sys
 
 from absl import flags
 
-from isnet_jax import command, datasets
-from isnet_jax.console import say
+from isnet_jax import cli, datasets
 from isnet_jax.errors import UserError
+from isnet_jax.runtime.console import say
 
 FIELDS = {"dataset": "name", "source": "source", "data_dir": "data_dir"}  # a flag, and what config.data calls it
 CONFIGS = {  # where it is not the data set's name
@@ -37,22 +37,22 @@ def _define_flags():
     flags.DEFINE_boolean("check", False, "check only")
 
 
-def _main(config, values):
-    given = [name for name in FIELDS if getattr(values, name) is not None]
+def _main(config, flag_values):
+    given = [name for name in FIELDS if getattr(flag_values, name) is not None]
     if config is not None:
         if given:
             raise flags.Error(f"--{given[0]} does not go with --config: set --config.data.{FIELDS[given[0]]} instead")
         name, source, data_dir, folder = (config.data[field] for field in ("name", "source", "data_dir", "folder"))
-    elif values.dataset is None:
+    elif flag_values.dataset is None:
         raise flags.Error("--dataset=NAME or --config=FILE is missing")
     else:
-        name, source, data_dir, folder = values.dataset, values.source, values.data_dir, None
+        name, source, data_dir, folder = flag_values.dataset, flag_values.source, flag_values.data_dir, None
         if name == "folder":
             raise UserError(
                 "What is in your own folder is told by a config: give --config=FILE, as in "
                 "configs/own_folder.py, instead of --dataset=folder."
             )
-    if values.check:
+    if flag_values.check:
         survey = datasets.check(name, source, folder)
         say(survey.tables())
         say(f"\n{name}: no problems, nothing written")
@@ -76,4 +76,4 @@ def _training_command(config, name, data_dir):
 
 
 if __name__ == "__main__":
-    command.run(_main, __doc__, _define_flags, needs_config=False, goes_on="where it stopped")
+    cli.run(_main, __doc__, _define_flags, needs_config=False, resume_hint="where it stopped")

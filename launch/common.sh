@@ -1,64 +1,64 @@
 # shellcheck shell=bash
-# What the scripts of this folder share. They source it from the repository's root.
+# Functions shared by the launch scripts, which source this file from the repository's root.
 
-# shellcheck disable=SC2034  # read by those scripts
+# shellcheck disable=SC2034  # used by the scripts
 dry_run=false
 # shellcheck disable=SC2034
 python=python3
 if [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
 
-# Shows the comment that a script begins with, and leaves.
+# Prints the header comment of the calling script as its usage and exits with code 2.
 usage() {
   awk 'NR > 1 { if (!/^#( |$)/) exit; sub(/^# ?/, ""); print }' "launch/${script:-${0##*/}}" >&2
   exit 2
 }
 
-# What is wrong and what to do about it, and the usage.
-mistake() {
+# Prints an error message and the usage, and exits with code 2.
+usage_error() {
   printf 'error: %s\n\n' "$*" | fold -s -w 110 >&2
   usage
 }
 
-# Prints a command as it can be pasted.
-show() {
+# Prints a command, quoted so that it can be pasted into a shell.
+print_command() {
   local line
   printf -v line ' %q' "$@"
   printf '%s\n' "${line:1}"
 }
 
-# Runs a command, or prints it.
+# Runs a command; with --dry-run, prints it instead.
 execute() {
-  if "$dry_run"; then show "$@"; else "$@"; fi
+  if "$dry_run"; then print_command "$@"; else "$@"; fi
 }
 
-# Sets `module_words`, what comes after `python -m`: isnet_jax.main and the flags given, or the module they begin with.
-set_module_words() {
-  local word config=''
+# Sets `module_args`, the arguments of `python -m`: isnet_jax.main and the flags, unless these start with a module.
+set_module_args() {
+  local arg config=''
   case "${1:-}" in isnet_jax.*) ;; *) set -- isnet_jax.main "$@" ;; esac
-  module_words=("$@")
-  for word in "${@:2}"; do
-    case "$word" in
-      --config=*) config="${word#--config=}" ;;
+  module_args=("$@")
+  for arg in "${@:2}"; do
+    case "$arg" in
+      --config=*) config="${arg#--config=}" ;;
       --config.* | --noconfig.* | --workdir=* | --coordinator=* | --num_processes=* | --process_id=*) ;;
-      *) [ "$1" != isnet_jax.main ] || mistake "there is no flag $word, neither here nor of isnet_jax.main; flags are" \
-        "written as in --config=configs/ade20k.py." ;;
+      *) [ "$1" != isnet_jax.main ] || usage_error "unknown flag $arg: neither this script nor isnet_jax.main has it;" \
+        "write flags as in --config=configs/ade20k.py." ;;
     esac
   done
-  [ -n "$config" ] || mistake "--config=FILE is missing: give the recipe to run, as in --config=configs/ade20k.py."
-  [ -f "${config%%:*}" ] || mistake "the config file ${config%%:*} does not exist in $PWD; give one as in" \
+  [ -n "$config" ] || usage_error "--config=FILE is missing: give the recipe to run, as in --config=configs/ade20k.py."
+  [ -f "${config%%:*}" ] || usage_error "the config file ${config%%:*} does not exist in $PWD; give one as in" \
     "--config=configs/ade20k.py."
 }
 
-# For machines that have a copy: a config they do not get cannot be run there.
+# Exits unless the config is in configs/, the only directory of configs that remote machines receive.
 require_copied_config() {
-  local word
-  for word in "${module_words[@]}"; do
-    case "$word" in --config=configs/*) return ;; esac
+  local arg
+  for arg in "${module_args[@]}"; do
+    case "$arg" in --config=configs/*) return ;; esac
   done
-  mistake "the config must be in configs/, which is what the machines get a copy of: move it there."
+  usage_error "the config must be in configs/, which is copied to the machines: move it there."
 }
 
-# Whether $2 is a whole number from 1 on; $1 is its flag.
+# Exits unless $2, the value of flag $1, is a positive integer.
 require_count() {
-  case "$2" in '' | 0* | *[!0-9]*) mistake "$1=$2 must be a whole number, 1 or more." ;; esac
+  case "$2" in '' | 0* | *[!0-9]*) usage_error "$1=$2 must be a positive integer." ;; esac
 }

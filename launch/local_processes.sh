@@ -1,55 +1,56 @@
 #!/usr/bin/env bash
-# Runs one command as several processes of this host: on CPU, to try what many hosts do, or one on each GPU.
+# Runs one command as several processes on this host: on CPU, to simulate several hosts, or one per GPU.
 #
 #   launch/local_processes.sh [--dry-run] --processes=N [--devices-per-process=M] --config=configs/quickstart.py ...
 #   launch/local_processes.sh [--dry-run] --gpus=0,1 --config=configs/ade20k.py ...
 #
-# The flags may begin with isnet_jax.evaluate, to evaluate. Process 0 writes here, process I to
-# runs/local_processes/I.log. SIGTERM and Ctrl-C stop all after a checkpoint; once more, at once.
-# Exit code: that of the first process to fail, the others are stopped then; 75 to run the same command again.
+# To evaluate, put isnet_jax.evaluate before the training flags. Process 0 writes to this terminal, process I to
+# runs/local_processes/I.log. SIGTERM or Ctrl-C stops all processes after a checkpoint; a second one kills them.
+# Exit code: that of the first process to fail, after which the others are stopped; 75 means run the command again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/common.sh
 
-GRACE_SECONDS=5  # for the others when one has failed
+GRACE_SECONDS=5  # between SIGTERM and SIGKILL for the other processes once one has failed
 LOGS=runs/local_processes
 
-processes='' devices='' gpus='' words=()
-for word in "$@"; do
-  case "$word" in
+processes='' devices='' gpus='' args=()
+for arg in "$@"; do
+  case "$arg" in
     --dry-run) dry_run=true ;;
-    --processes=*) processes="${word#*=}" && require_count --processes "$processes" ;;
-    --devices-per-process=*) devices="${word#*=}" && require_count --devices-per-process "$devices" ;;
-    --gpus=*) gpus="${word#*=}" ;;
-    *) words+=("$word") ;;
+    --processes=*) processes="${arg#*=}" && require_count --processes "$processes" ;;
+    --devices-per-process=*) devices="${arg#*=}" && require_count --devices-per-process "$devices" ;;
+    --gpus=*) gpus="${arg#*=}" ;;
+    *) args+=("$arg") ;;
   esac
 done
 [ "$#" -gt 0 ] || usage
 if [ -n "$gpus" ]; then
-  [ -z "$processes$devices" ] || mistake "--gpus makes one process for each GPU: leave out --processes and" \
+  [ -z "$processes$devices" ] || usage_error "--gpus starts one process per GPU: leave out --processes and" \
     "--devices-per-process."
   IFS=, read -ra gpu_list <<< "$gpus"
   processes="${#gpu_list[@]}"
 fi
-[ -n "$processes" ] || mistake "say how many processes: --processes=N on CPU, or --gpus=0,1,... for one on each GPU."
-set_module_words ${words[@]+"${words[@]}"}
+[ -n "$processes" ] || usage_error "the number of processes is missing: give --processes=N on CPU, or --gpus=0,1,..." \
+  "for one per GPU."
+set_module_args ${args[@]+"${args[@]}"}
 
 port="$("$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')"
 pids=()
-stops=0  # how often somebody asked to stop
+stop_requests=0  # signals received
 
-signal() {
+signal_all() {
   kill "-$1" ${pids[@]+"${pids[@]}"} 2>/dev/null || true
 }
 
-# shellcheck disable=SC2329  # the trap does
+# shellcheck disable=SC2329  # called by the trap
 stop() {
-  stops=$((stops + 1))
-  if [ "$stops" -eq 1 ]; then signal TERM; else signal KILL; fi
+  stop_requests=$((stop_requests + 1))
+  if [ "$stop_requests" -eq 1 ]; then signal_all TERM; else signal_all KILL; fi
 }
 
 trap 'stop' INT TERM HUP
-trap 'signal KILL' EXIT
+trap 'signal_all KILL' EXIT
 
 execute mkdir -p "$LOGS"
 for ((i = processes - 1; i >= 0; i--)); do
@@ -58,10 +59,10 @@ for ((i = processes - 1; i >= 0; i--)); do
   else
     environment=(JAX_PLATFORMS=cpu "JAX_NUM_CPU_DEVICES=${devices:-1}")
   fi
-  process=(env "${environment[@]}" "$python" -m "${module_words[@]}"
+  process=(env "${environment[@]}" "$python" -m "${module_args[@]}"
            "--coordinator=localhost:$port" "--num_processes=$processes" "--process_id=$i")
   if "$dry_run"; then
-    printf '%s' "$(show "${process[@]}")"
+    printf '%s' "$(print_command "${process[@]}")"
     if [ "$i" -gt 0 ]; then printf ' > %s 2>&1 &\n' "$LOGS/$i.log"; else printf '\n'; fi
   elif [ "$i" -gt 0 ]; then
     "${process[@]}" > "$LOGS/$i.log" 2>&1 &
@@ -79,17 +80,18 @@ while [ "${#pids[@]}" -gt 0 ]; do
     status=0
     wait "${pids[i]}" 2>/dev/null || status=$?
     unset "pids[i]"
-    if [ "$stops" -gt 0 ] && [ "$status" -eq 143 ]; then status=75; fi  # it had not begun yet
+    # SIGTERM came before the process had installed its handler
+    if [ "$stop_requests" -gt 0 ] && [ "$status" -eq 143 ]; then status=75; fi
     if "$failed" || [ "$status" -eq 0 ]; then continue; fi
     code="$status"
     if [ "$status" -eq 75 ]; then continue; fi
     failed=true
     deadline=$((SECONDS + GRACE_SECONDS))
-    if [ "$stops" -eq 0 ]; then signal TERM; fi
-    echo "process $i failed with exit code $status; the others are stopped" >&2
-    if [ "$i" -gt 0 ]; then echo "the end of $LOGS/$i.log:" >&2 && tail -n 20 "$LOGS/$i.log" >&2; fi
+    if [ "$stop_requests" -eq 0 ]; then signal_all TERM; fi
+    echo "process $i failed with exit code $status; stopping the others" >&2
+    if [ "$i" -gt 0 ]; then echo "last lines of $LOGS/$i.log:" >&2 && tail -n 20 "$LOGS/$i.log" >&2; fi
   done
-  if [ -n "$deadline" ] && [ "$SECONDS" -ge "$deadline" ]; then signal KILL; fi
+  if [ -n "$deadline" ] && [ "$SECONDS" -ge "$deadline" ]; then signal_all KILL; fi
   sleep 0.1 || true
 done
 exit "$code"

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# What launch/tpu_vm.sh runs on every host of a TPU. Each action may be repeated.
+# Runs on every host of a TPU, called by launch/tpu_vm.sh. Every action is idempotent.
 #
-#   launch/tpu_vm_worker.sh install                     Python, the requirements, gcsfuse
+#   launch/tpu_vm_worker.sh install                     installs Python, the requirements and gcsfuse
 #   launch/tpu_vm_worker.sh start BUCKET MODULE FLAGS   mounts BUCKET as runs/ and starts python -m MODULE FLAGS
-#   launch/tpu_vm_worker.sh follow                      shows its output to its end; exits with its code, for 75 with 0
+#   launch/tpu_vm_worker.sh follow                      shows its output until it ends; exits with its code, 0 for 75
 #   launch/tpu_vm_worker.sh code                        exits with its code, 75 if it was cut off
 #   launch/tpu_vm_worker.sh stop                        sends it SIGTERM
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-JOB=.job  # on this host's disk: runs/ belongs to all hosts
+JOB=.job  # on this host's disk: all hosts share runs/
 mkdir -p "$JOB" runs
 
-# Whoever runs the command holds this lock.
+# The supervisor of the command holds this lock.
 is_running() {
   ! flock --nonblock "$JOB/lock" true
 }
@@ -39,19 +39,20 @@ case "${1:-}" in
     ;;
   start)
     bucket="$2" && shift 2
-    if [ ! -e .venv/installed ]; then exit 127; fi  # tpu_vm.sh installs, then
+    if [ ! -e .venv/installed ]; then exit 127; fi  # tells tpu_vm.sh to install
     mountpoint --quiet runs ||
       gcsfuse --implicit-dirs --rename-dir-limit=100000 --metadata-cache-ttl-secs=0 "$bucket" runs > /dev/null
     command="$(printf '%q ' "$@")"
     exec 9> "$JOB/lock"
     if ! flock --nonblock 9; then
       if [ "$command" = "$(cat "$JOB/command")" ]; then exit 0; fi
-      echo "error: another command is running here: launch/tpu_vm.sh stop ends it. It is $(cat "$JOB/command")" >&2
+      echo "error: another command is already running on this TPU; launch/tpu_vm.sh stop ends it. The command is" \
+        "$(cat "$JOB/command")" >&2
       exit 1
     fi
     rm -f "$JOB/code" "$JOB/pid"
     printf '%s\n' "$command" > "$JOB/command"
-    # It keeps the lock, and has neither terminal nor connection to lose.
+    # The supervisor inherits the lock. In a session of its own it survives the end of the connection.
     setsid "launch/${0##*/}" supervise .venv/bin/python -m "$@" > "$JOB/log" 2>&1 < /dev/null &
     ;;
   supervise)
@@ -70,5 +71,5 @@ case "${1:-}" in
     ;;
   code) exit "$(code)" ;;
   stop) if is_running; then kill -TERM "$(cat "$JOB/pid")"; fi ;;
-  *) echo "error: this script is for launch/tpu_vm.sh" >&2 && exit 2 ;;
+  *) echo "error: run launch/tpu_vm.sh, which calls this script" >&2 && exit 2 ;;
 esac

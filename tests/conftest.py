@@ -1,11 +1,8 @@
-"""Eight CPU devices, float32 unless a test asks for `x64`, and the recorded cases of the official network."""
+"""Eight CPU devices, shapes checked at run time, float32 unless a test asks for `x64`, and freed programs."""
 
-import functools
-import importlib.util
-import json
+import ctypes
+import gc
 import os
-from pathlib import Path
-from types import SimpleNamespace
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
@@ -13,54 +10,22 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # it announces itself otherwise
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
+from jaxtyping import install_import_hook
+
+TYPED = ("models", "training.step", "evaluation.inference", "evaluation.metrics", "evaluation.boundary")
+TYPED += ("evaluation.loop", "input.photometry", "runtime.sharding", "labels")
+install_import_hook([f"isnet_jax.{name}" for name in TYPED], "beartype.beartype")
+
 import jax
-import numpy as np
+import psutil
 import pytest
 
-from isnet_jax import convert, create_model
-
-REFERENCE = Path(__file__).parent / "reference"
+GIB_PER_WORKER = 2
 
 
-def load_module(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-weights = load_module(REFERENCE / "weights.py")
-
-
-def case_names(kind):
-    return sorted(path.stem for path in (REFERENCE / "cases").glob(f"{kind}_*.npz"))
-
-
-@functools.cache
-def load_case(name):
-    """A recorded case: `meta`, `arrays`, the network without dropout, its `state_dict`, `variables` and `image`."""
-    with np.load(REFERENCE / "cases" / f"{name}.npz") as file:
-        arrays = dict(file)
-    meta = SimpleNamespace(**json.loads(str(arrays.pop("meta"))))
-    lip = meta.dataset == "lip"
-    model = create_model(
-        {
-            "backbone": meta.backbone,
-            "num_classes": meta.num_classes,
-            "shortcut": lip,
-            "activation": "leaky_relu" if lip else "relu",
-            "dropout": 0.0,
-        }
-    )
-    state_dict = weights.state_dict(REFERENCE / "keys" / f"{meta.backbone}_{meta.num_classes}.json", meta.seed)
-    return SimpleNamespace(
-        meta=meta,
-        arrays=arrays,
-        model=model,
-        state_dict=state_dict,
-        variables=convert.from_torch(state_dict, model),
-        image=weights.image(meta.height, meta.width, meta.seed, getattr(meta, "batch", 1)),
-    )
+def pytest_xdist_auto_num_workers(config):
+    """A worker for each core and each 2 GiB of free memory."""
+    return max(1, min(os.cpu_count(), psutil.virtual_memory().available // (GIB_PER_WORKER * 2**30)))
 
 
 @pytest.fixture
@@ -70,13 +35,32 @@ def x64():
         yield
 
 
-def cast(tree, dtype):
-    """Floating leaves in `dtype`; inside `enable_x64` that may be float64."""
-    return jax.tree.map(lambda x: x.astype(dtype) if np.issubdtype(x.dtype, np.floating) else x, tree)
+@pytest.fixture
+def torch():
+    """PyTorch on one thread; skips where it is not installed."""
+    torch = pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield torch
+    torch.set_num_threads(threads)
 
 
-def random_variables(model, seed=0, dtype=np.float32):
-    """The weights of the recorded cases, for a network of any shape."""
-    names = convert.official_names(model)
-    state_dict = {name: weights.tensor(name, shape, seed) for name, (_, shape) in names.items()}
-    return cast(convert.from_torch(state_dict, model), dtype)
+@pytest.fixture(scope="session")
+def camvid(tmp_path_factory):
+    """A tiny data set in CamVid's layout, prepared already: (source, data_dir)."""
+    from small_run import make_camvid
+
+    from isnet_jax import datasets
+
+    source, data_dir = make_camvid(tmp_path_factory.mktemp("camvid"))
+    datasets.load("camvid", data_dir, source)
+    return source, data_dir
+
+
+@pytest.fixture(autouse=True, scope="module")
+def free_memory():
+    """Drops compiled programs between modules, and hands free memory back to the system."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -1,20 +1,23 @@
 """A small training run, as a user would start it: a folder in CamVid's layout, its config, its command."""
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from paths import ROOT
 from PIL import Image
 
 from isnet_jax import config
 
-ROOT = Path(__file__).parent.parent
 FIELDS = {
     "augment.resize": (),
     "augment.crop_size": (32, 32),
@@ -106,3 +109,35 @@ def assert_same_weights(a, b, step):
     assert a.keys() == b.keys() and len(a) > 200
     for name, value in a.items():
         np.testing.assert_array_equal(b[name], value, name)
+
+
+class Started:
+    """A command that runs; `lines` is what it has printed so far."""
+
+    def __init__(self, words, **more):
+        self.process = subprocess.Popen(
+            words,
+            cwd=ROOT,
+            env={**environment(), **more},
+            text=True,
+            bufsize=1,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self.lines = []
+        threading.Thread(target=lambda: self.lines.extend(iter(self.process.stdout.readline, "")), daemon=True).start()
+
+    def wait_for(self, pattern, seconds=200):
+        """Until a line matches."""
+        end = time.monotonic() + seconds
+        while not any(re.search(pattern, line) for line in list(self.lines)):
+            assert self.process.poll() is None and time.monotonic() < end, (self.lines, self.process.communicate())
+            time.sleep(0.01)
+
+    def end(self, seconds=120):
+        """Its exit code and standard error."""
+        try:
+            self.process.wait(seconds)
+        finally:
+            self.process.kill()
+        return self.process.returncode, self.process.stderr.read()

@@ -3,18 +3,19 @@
 import functools
 import json
 import re
-from types import SimpleNamespace
 
 import jax
 import numpy as np
 import optax
 import pytest
-from conftest import REFERENCE, case_names, cast, load_case, weights
+from cases import REFERENCE, case_names, cast, load_case, weights
+from ml_collections import ConfigDict
 
-from isnet_jax import UserError, convert, create_model
-from isnet_jax.inference import predict
-from isnet_jax.losses import isnet_losses
-from isnet_jax.train import make_optimizer, poly_schedule
+from isnet_jax import UserError, create_model
+from isnet_jax.checkpoints import torch_names
+from isnet_jax.evaluation.inference import predict
+from isnet_jax.models.losses import isnet_losses
+from isnet_jax.training.step import make_optimizer, make_schedule
 
 LOSSES = ("auxiliary", "stage1", "stage2", "total")  # in the recorded order
 SLOW_TRAINING = ("train_resnest50_20", "train_resnet50_150")
@@ -52,7 +53,7 @@ def error(found, recorded):
 
 
 @pytest.mark.parametrize("name", case_names("eval"))
-def test_eval(name, x64):
+def test_isnet_equals_recorded_outputs(name, x64):
     found, recorded = evaluate(name, "float64"), load_case(name).arrays
     means = [np.abs(stage).mean() for stage in found["stages"]]
     np.testing.assert_allclose(means, recorded["backbone_mean_abs"], rtol=1e-8)
@@ -65,7 +66,7 @@ def test_eval(name, x64):
 
 
 @pytest.mark.parametrize("name", case_names("eval"))
-def test_eval_float32(name):
+def test_isnet_float32_stays_within_recorded_noise(name):
     found, recorded = evaluate(name, "float32"), load_case(name).arrays
     noise = error(found["logits"], recorded["logits"])
     print(name, noise, recorded["float32_noise"])
@@ -79,11 +80,11 @@ def train(name, dtype, steps=None):
     case, losses = load_case(name), []
     meta, model = case.meta, case.model
 
-    config = SimpleNamespace(
+    config = ConfigDict(
         base_lr=meta.lr, min_lr=meta.min_lr, power=meta.power, momentum=meta.momentum, weight_decay=meta.weight_decay
     )
-    optimizer = make_optimizer(config, meta.steps)
-    schedule = poly_schedule(meta.lr, meta.min_lr, meta.steps, meta.power)
+    schedule = make_schedule(config, meta.steps)
+    optimizer = make_optimizer(config, schedule)
 
     @jax.jit
     def step(params, stats, state, image, labels):
@@ -110,7 +111,7 @@ def train(name, dtype, steps=None):
         labels = weights.labels(meta.height, meta.width, meta.num_classes, meta.seed + i, meta.batch)
         params, stats, state, grads, step_losses = step(params, stats, state, image, labels)
         losses.append([float(step_losses[key]) for key in LOSSES])
-        first = first or convert.to_torch({"params": grads, "batch_stats": stats}, model)
+        first = first or torch_names.to_torch({"params": grads, "batch_stats": stats}, model)
     return np.array(losses), first, [float(schedule(i)) for i in range(meta.steps)]
 
 
@@ -118,7 +119,7 @@ TRAINING = [pytest.param(name, marks=pytest.mark.slow if name in SLOW_TRAINING e
 
 
 @pytest.mark.parametrize("name", TRAINING)
-def test_training(name, x64):
+def test_train_steps_equal_recorded_trajectory(name, x64):
     recorded = load_case(name).arrays
     losses, first, lrs = train(name, "float64")
     np.testing.assert_allclose(lrs, recorded["lrs"], rtol=1e-13)
@@ -136,7 +137,7 @@ def test_training(name, x64):
 
 
 @pytest.mark.parametrize("name", TRAINING)
-def test_training_float32(name):
+def test_train_steps_float32_stay_within_recorded_noise(name):
     recorded = load_case(name).arrays
     losses = train(name, "float32", 2)[0]
     errors = np.abs(losses / recorded["losses"][:2] - 1)[:, 3]
@@ -147,7 +148,7 @@ def test_training_float32(name):
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", case_names("infer"))
-def test_inference(name, dtype):
+def test_predict_equals_recorded_predictions(name, dtype):
     case = load_case(name)
     forward, tta, recorded = case.meta.forward, case.meta.tta, case.arrays
     with jax.enable_x64(dtype == "float64"):
@@ -182,35 +183,35 @@ def keys(name):
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (REFERENCE / "keys").glob("*.json")))
-def test_conversion_round_trip(name):
+def test_conversion_round_trip_is_bit_exact(name):
     model, state_dict = keys(name)
     state_dict = {
         key: np.int64(i) if key.endswith("tracked") else value for i, (key, value) in enumerate(state_dict.items())
     }
-    back = convert.to_torch(convert.from_torch(state_dict, model), model)
+    back = torch_names.to_torch(torch_names.from_torch(state_dict, model), model)
     assert set(back) == set(state_dict)
     for key, value in state_dict.items():
         assert back[key].dtype == value.dtype and back[key].shape == value.shape
         assert back[key].tobytes() == value.tobytes(), key
 
 
-def test_variables_are_those_of_the_network():
+def test_from_torch_returns_the_variables_of_the_network():
     model, state_dict = keys("resnet18_20")
     wanted = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32)))
-    found = convert.from_torch(state_dict, model)
+    found = torch_names.from_torch(state_dict, model)
     assert jax.tree.structure(dict(wanted)) == jax.tree.structure(found)
     assert all(
         jax.tree.leaves(jax.tree.map(lambda w, f: w.shape == f.shape and w.dtype == f.dtype, dict(wanted), found))
     )
 
 
-def test_conversion_lists_every_fault():
+def test_from_torch_lists_every_mismatch():
     model, state_dict = keys("resnet18_19")
     del state_dict["bottleneck.0.weight"], state_dict["slc_net.bottleneck.1.bias"]
     state_dict["decoder_stage1.4.weight"] = np.zeros((150, 512, 1, 1), np.float32)
     state_dict["ema.weight"] = np.zeros(3, np.float32)
     with pytest.raises(UserError) as caught:
-        convert.from_torch(state_dict, model)
+        torch_names.from_torch(state_dict, model)
     for part in (
         "bottleneck.0.weight",
         "slc_net.bottleneck.1.bias",
@@ -223,20 +224,20 @@ def test_conversion_lists_every_fault():
     assert "\n" not in str(caught.value)
 
 
-def test_only_the_networks_own_variables_become_a_state_dict():
+def test_to_torch_refuses_variables_of_another_network():
     model, state_dict = keys("resnet18_19")
-    variables = convert.from_torch(state_dict, model)
+    variables = torch_names.from_torch(state_dict, model)
     del variables["params"]["bottleneck"]["conv"]
     variables["params"]["stage1_classifier"]["bias"] = np.zeros(7, np.float32)
-    with pytest.raises(UserError, match=r"missing: params/bottleneck/conv/kernel; of another shape: .*bias \(7,\)"):
-        convert.to_torch(variables, model)
+    with pytest.raises(UserError, match=r"missing: params/bottleneck/conv/kernel; of the wrong shape: .*bias \(7,\)"):
+        torch_names.to_torch(variables, model)
 
 
-def test_batch_counters_are_optional():
+def test_from_torch_accepts_missing_batch_counters():
     model, state_dict = keys("resnet18_19")
     without = {key: value for key, value in state_dict.items() if not key.endswith("num_batches_tracked")}
     jax.tree.map(
-        np.testing.assert_array_equal, convert.from_torch(without, model), convert.from_torch(state_dict, model)
+        np.testing.assert_array_equal, torch_names.from_torch(without, model), torch_names.from_torch(state_dict, model)
     )
 
 
@@ -245,27 +246,27 @@ TIMM = [(r"^stem\.(\d)\.", r"conv1.\1."), (r"^conv1\.7\.", "bn1.")]  # official 
 
 @pytest.mark.parametrize("prefix, renames", [("", []), ("backbone.", []), ("", TIMM), ("backbone_net.", [])])
 @pytest.mark.parametrize("name", ["resnet18_19", "resnest50_20"])
-def test_backbone_conversion(name, prefix, renames):
+def test_backbone_from_torch_accepts_official_and_timm_names(name, prefix, renames):
     model, state_dict = keys(name)
-    wanted = convert.from_torch(state_dict, model)
+    wanted = torch_names.from_torch(state_dict, model)
     backbone = {
         key.removeprefix("backbone_net."): value for key, value in state_dict.items() if key.startswith("backbone_net.")
     }
     backbone |= {"fc.weight": np.zeros((1000, 512), np.float32), "fc.bias": np.zeros(1000, np.float32)}
     for old, new in renames:
         backbone = {re.sub(old, new, key): value for key, value in backbone.items()}
-    found = convert.backbone_from_torch({prefix + key: value for key, value in backbone.items()}, model)
+    found = torch_names.backbone_from_torch({prefix + key: value for key, value in backbone.items()}, model)
     for collection in ("params", "batch_stats"):
         assert list(found[collection]) == ["backbone"]
         jax.tree.map(np.testing.assert_array_equal, found[collection]["backbone"], wanted[collection]["backbone"])
 
 
-def test_another_backbone_is_refused():
+def test_backbone_from_torch_refuses_another_backbone():
     model, _ = keys("resnet18_19")
     torchvision = {"conv1.weight": np.zeros((64, 3, 7, 7), np.float32), "bn1.weight": np.ones(64, np.float32)}
     with pytest.raises(UserError, match="7x7"):
-        convert.backbone_from_torch(torchvision, model)
+        torch_names.backbone_from_torch(torchvision, model)
     with open(REFERENCE / "keys" / "resnet50_150.json") as file:
         deeper = {key: np.zeros(shape, np.float32) for key, shape in json.load(file).items() if "backbone" in key}
     with pytest.raises(UserError, match="layer1.0.conv3.weight"):
-        convert.backbone_from_torch(deeper, model)
+        torch_names.backbone_from_torch(deeper, model)

@@ -4,6 +4,7 @@ import numpy as np
 
 from isnet_jax.datasets import common, tables
 from isnet_jax.datasets.pairing import find_pairs, locate
+from isnet_jax.labels import IGNORED
 
 
 class Ade20k(common.FolderBuilder):
@@ -45,7 +46,7 @@ class Ade20k(common.FolderBuilder):
 }"""
     HOMEPAGE = "http://sceneparsing.csail.mit.edu/"
     LAYOUT = "ADEChallengeData2016/{images,annotations}/{training,validation}/NAME.{jpg,png}"
-    TRAIN_IDS = np.r_[common.IGNORED, :150]
+    TRAIN_IDS = np.r_[IGNORED, :150]
     COUNTS = {"train": 20210, "val": 2000}
 
     def pairs(self, source):

@@ -4,6 +4,7 @@ import numpy as np
 
 from isnet_jax.datasets import common
 from isnet_jax.datasets.pairing import find_pairs
+from isnet_jax.labels import IGNORED
 
 
 class Camvid(common.FolderBuilder):
@@ -51,7 +52,7 @@ class Camvid(common.FolderBuilder):
 }"""
     HOMEPAGE = "http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/"
     LAYOUT = "{train,val,test}/{images/NAME.jpg or .png,labels/NAME.png}"
-    TRAIN_IDS = np.append(np.arange(len(NAMES)), common.IGNORED)
+    TRAIN_IDS = np.append(np.arange(len(NAMES)), IGNORED)
     COUNTS = {"train": 367, "val": 101, "test": 233}
 
     def pairs(self, source):

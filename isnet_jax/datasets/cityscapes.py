@@ -4,6 +4,7 @@ import numpy as np
 
 from isnet_jax.datasets import common, tables
 from isnet_jax.datasets.pairing import find_pairs, locate
+from isnet_jax.labels import IGNORED
 
 
 class Cityscapes(common.FolderBuilder):
@@ -49,7 +50,7 @@ class Cityscapes(common.FolderBuilder):
     HOMEPAGE = "https://www.cityscapes-dataset.com/"
     LAYOUT = "{leftImg8bit,gtFine}/{train,val}/CITY/{*_leftImg8bit.png,*_gtFine_labelIds.png}"
     TRAIN_IDS = np.full(256, -1)
-    TRAIN_IDS[[*range(34), 255]] = common.IGNORED  # 255 is how -1, license plate, is written in 8 bits
+    TRAIN_IDS[[*range(34), 255]] = IGNORED  # 255 is how -1, license plate, is written in 8 bits
     TRAIN_IDS[[7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33]] = np.arange(19)
     COUNTS = {"train": 2975, "val": 500}
 

@@ -8,6 +8,7 @@ import numpy as np
 from isnet_jax.datasets import common, tables
 from isnet_jax.datasets.mat import read_mat
 from isnet_jax.datasets.pairing import find_pairs, locate
+from isnet_jax.labels import IGNORED
 
 NAMES = tables.names("""
     person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, street sign,
@@ -43,7 +44,7 @@ class CocoStuff10k(common.FolderBuilder):
     DESCRIPTION = "COCO-Stuff 10k v1.1, everyday scenes labelled with things and stuff."
     HOMEPAGE = "https://github.com/nightrome/cocostuff10k"
     LAYOUT = "images/NAME.jpg, annotations/NAME.mat and imageLists/{train,test}.txt"
-    TRAIN_IDS = np.r_[common.IGNORED, :182, [-1] * 72, common.IGNORED]
+    TRAIN_IDS = np.r_[IGNORED, :182, [-1] * 72, IGNORED]
     COUNTS = {"train": 9000, "test": 1000}
 
     def pairs(self, source):
@@ -63,7 +64,7 @@ class CocoStuff164k(common.FolderBuilder):
     DESCRIPTION = "COCO-Stuff 164k, the training and validation images of COCO 2017 labelled with things and stuff."
     HOMEPAGE = "https://github.com/nightrome/cocostuff"
     LAYOUT = "{images,annotations}/{train2017,val2017}/NAME.{jpg,png}"
-    TRAIN_IDS = np.r_[:182, [-1] * 73, common.IGNORED]
+    TRAIN_IDS = np.r_[:182, [-1] * 73, IGNORED]
     COUNTS = {"train": 118287, "val": 5000}
 
     def pairs(self, source):

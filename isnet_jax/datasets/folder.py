@@ -9,10 +9,11 @@ import tensorflow_datasets as tfds
 from isnet_jax.datasets import common, tables
 from isnet_jax.datasets.pairing import find_pairs
 from isnet_jax.errors import UserError
+from isnet_jax.labels import IGNORED
 
 
 @dataclasses.dataclass(eq=False)
-class Plan(tfds.core.BuilderConfig):
+class FolderConfig(tfds.core.BuilderConfig):
     """config.data.folder; its name keeps data sets apart in a data_dir."""
 
     classes: tuple = ()
@@ -27,8 +28,8 @@ class Folder(common.FolderBuilder):
     LAYOUT = "the folders in config.data.folder.splits"
 
     def __init__(self, *, folder=None, config=None, **kwargs):
-        """folder: config.data.folder; raises UserError if it cannot work. config: a Plan, as unpickling passes it."""
-        plan = config or Plan(
+        """folder: config.data.folder; raises UserError if it cannot work. config: a FolderConfig, as unpickling passes it."""
+        plan = config or FolderConfig(
             folder["name"],
             classes=tuple(folder["classes"]),
             palette=tuple(folder["palette"]),
@@ -39,8 +40,8 @@ class Folder(common.FolderBuilder):
         self.plan = plan
         self.NAMES = tuple(name for name in plan.classes if name)
         self.PALETTE = plan.palette or tables.distinct_colors(range(1, len(self.NAMES) + 1))
-        self.TRAIN_IDS = np.append(np.full(255, -1), common.IGNORED)
-        self.TRAIN_IDS[: len(named)] = np.where(named, named.cumsum() - 1, common.IGNORED)
+        self.TRAIN_IDS = np.append(np.full(255, -1), IGNORED)
+        self.TRAIN_IDS[: len(named)] = np.where(named, named.cumsum() - 1, IGNORED)
         super().__init__(config=plan, **kwargs)
         if self.data_path.exists() and self.info.metadata["folder"] != self._recorded():
             raise UserError(
@@ -72,7 +73,7 @@ class Folder(common.FolderBuilder):
 
 
 def check(plan):
-    """Raises UserError, naming the field of config.data.folder, unless the Plan can work."""
+    """Raises UserError, naming the field of config.data.folder, unless the FolderConfig can work."""
 
     def require(field, what, holds):
         value = getattr(plan, field)

@@ -1,4 +1,4 @@
-"""What the check of a data set found, kept on disk while it goes on: a killed preparation need not begin again."""
+"""The journal of a survey: its findings on disk, from which an interrupted preparation resumes."""
 
 import contextlib
 import functools
@@ -6,15 +6,17 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from isnet_jax import stored
+from isnet_jax.runtime import files
 
-CHUNK = 64  # findings in a file
-SECONDS = 10  # or fewer, after this time
-KINDS = {
+CHUNK = 64  # findings per file
+SECONDS = 10  # after which a file is written with fewer
+COLUMNS = {  # of a file: dtype kind and number of axes
     "warnings": "u1",
     "image": "u1",
     "label": "u1",
@@ -22,59 +24,60 @@ KINDS = {
     "counts": "i2",
     "palette": "b1",
     "num_bytes": "i1",
-}  # and the number of axes of each column
+}
 
 
 class Finding(NamedTuple):
-    """What is known of an item once it has been checked."""
+    """The result of checking an item."""
 
-    errors: tuple = ()  # sentences; if there are any, what follows may be missing
-    warnings: tuple = ()  # sentences
-    image: bytes = b""  # encoded, where there is no file that holds it
+    errors: tuple[str, ...] = ()  # sentences; if there are any, the other fields may be missing
+    warnings: tuple[str, ...] = ()  # sentences
+    image: bytes = b""  # encoded, if it is not in a file
     label: bytes = b""  # PNG of train ids
-    size: tuple = (0, 0)  # (height, width)
-    counts: np.ndarray = np.zeros(0, np.int64)  # pixels of each class and, last, those ignored
+    size: tuple[int, int] = (0, 0)  # (height, width)
+    counts: np.ndarray = np.zeros(0, np.int64)  # pixels of each class and, last, ignored ones: (K + 1,)
     palette: bool = False  # whether the label file is a palette PNG
     num_bytes: int = 0  # of image and label in a record
 
 
 class Journal:
-    """Findings without errors by their stamps, in chunk files that are written whole or not at all.
+    """Findings without errors, by their stamps, in files that are written atomically.
 
-    A stamp is a text that changes whenever the finding might. Chunks that cannot be read count for nothing.
+    A stamp is a text that changes whenever the finding might. Files that cannot be read are ignored.
     """
 
-    def __init__(self, folder):
-        """folder: an existing one, epath.Path or Path."""
-        self.folder = folder
-        self._places = {}  # key of a stamp: (file name, row)
-        self._pending = {}  # key of a stamp: Finding
-        self._written = time.monotonic()
-        self._load = functools.lru_cache(4)(self._read)  # items come in about the order of the chunks
+    def __init__(self, folder: Path):
+        self.folder = folder  # must exist
+        self._rows: dict[str, tuple[str, int]] = {}  # key of a stamp: (file name, row)
+        self._pending: dict[str, Finding] = {}  # by the key of the stamp
+        self._last_write = time.monotonic()
+        self._load = functools.lru_cache(4)(self._read)  # items are requested in about the order of the files
         for path in sorted(folder.glob("*.npz")):
             with contextlib.suppress(OSError, ValueError):
-                (keys,) = stored.read_arrays(path, "keys")
-                self._places |= {key: (path.name, row) for row, key in enumerate(keys.ravel().tolist())}
+                (keys,) = files.read_arrays(path, "keys")
+                self._rows |= {key: (path.name, row) for row, key in enumerate(keys.ravel().tolist())}
 
-    def get(self, stamp):
-        """Returns the Finding of a stamp, or None."""
+    def get(self, stamp: str) -> Finding | None:
+        """The finding with this stamp, or None."""
         key = _key(stamp)
         if key in self._pending:
             return self._pending[key]
-        name, row = self._places.get(key, (None, None))
+        if key not in self._rows:
+            return None
+        name, row = self._rows[key]
         try:
-            return name and self._load(name)[row]
+            return self._load(name)[row]
         except (OSError, ValueError, TypeError, IndexError, RecursionError):
             return None
 
-    def add(self, stamp, finding):
-        """Keeps a Finding without errors."""
+    def add(self, stamp: str, finding: Finding) -> None:
+        """Keeps a finding without errors."""
         self._pending[_key(stamp)] = finding
-        if len(self._pending) >= CHUNK or time.monotonic() > self._written + SECONDS:
+        if len(self._pending) >= CHUNK or time.monotonic() > self._last_write + SECONDS:
             self.flush()
 
-    def flush(self):
-        """Writes what has been added."""
+    def flush(self) -> None:
+        """Writes the findings that were added since the last file."""
         findings = list(self._pending.values())
         if findings:
             path = self.folder / f"{time.time_ns()}.npz"
@@ -92,40 +95,46 @@ class Journal:
                     label=_join([f.label for f in findings]),
                 )
             os.replace(partial, path)
-            self._places |= {key: (path.name, row) for row, key in enumerate(self._pending)}
+            self._rows |= {key: (path.name, row) for row, key in enumerate(self._pending)}
             self._pending = {}
-        self._written = time.monotonic()
+        self._last_write = time.monotonic()
 
-    def _read(self, name):
-        """Returns the findings in a chunk; raises OSError or ValueError."""
+    def _read(self, name: str) -> list[Finding]:
+        """The findings in a file; raises OSError or ValueError."""
         fields = [field for field in Finding._fields if field != "errors"]
-        columns = dict(zip(fields, stored.read_arrays(self.folder / name, *fields)))
-        found = {field: f"{column.dtype.kind}{column.ndim}" for field, column in columns.items()}
-        if found != KINDS or columns["size"].shape[1:] != (2,) or (columns["size"] < 1).any():
-            raise ValueError("other columns")
-        for field in "image", "label", "warnings":
-            columns[field] = _split(columns[field])
-        columns["warnings"] = [tuple(map(str, json.loads(text))) for text in columns["warnings"]]
-        columns["size"] = [tuple(size) for size in columns["size"].tolist()]
-        columns["palette"], columns["num_bytes"] = columns["palette"].tolist(), columns["num_bytes"].tolist()
-        return [Finding(**dict(zip(columns, row))) for row in zip(*columns.values(), strict=True)]
+        columns = dict(zip(fields, files.read_arrays(self.folder / name, *fields)))
+        kinds = {field: f"{column.dtype.kind}{column.ndim}" for field, column in columns.items()}
+        if kinds != COLUMNS or columns["size"].shape[1:] != (2,) or (columns["size"] < 1).any():
+            raise ValueError("its columns are of other types or shapes")
+        values = {
+            "warnings": [tuple(map(str, json.loads(text))) for text in _split(columns["warnings"])],
+            "image": _split(columns["image"]),
+            "label": _split(columns["label"]),
+            "size": [tuple(size) for size in columns["size"].tolist()],
+            "counts": columns["counts"],
+            "palette": columns["palette"].tolist(),
+            "num_bytes": columns["num_bytes"].tolist(),
+        }
+        return [Finding(**dict(zip(values, row))) for row in zip(*values.values(), strict=True)]
 
 
-def _key(stamp):
+def _key(stamp: str) -> str:
     return hashlib.sha256(stamp.encode()).hexdigest()
 
 
-def _join(texts):
-    """Returns several bytes as one uint8 array: how many, the length of each, the bytes."""
-    return np.frombuffer(np.array([len(texts), *map(len, texts)], np.int64).tobytes() + b"".join(texts), np.uint8)
+def _join(texts: Sequence[bytes]) -> np.ndarray:
+    """Several byte strings as one uint8 array: their number, the length of each, their content."""
+    lengths = np.array([len(texts), *map(len, texts)], np.int64)
+    return np.frombuffer(lengths.tobytes() + b"".join(texts), np.uint8)
 
 
-def _split(array):
+def _split(array: np.ndarray) -> list[bytes]:
+    """The byte strings that `_join` put into an array; raises ValueError if it is damaged."""
     numbers = array[: array.size // 8 * 8].view(np.int64)
     if not numbers.size or not 0 <= numbers[0] < numbers.size:
-        raise ValueError("no count")
+        raise ValueError("the number of texts is wrong")
     count, lengths = int(numbers[0]), numbers[1 : numbers[0] + 1]
     if (lengths < 0).any() or 8 * (count + 1) + sum(lengths.tolist()) != array.size:
-        raise ValueError("other lengths")
+        raise ValueError("the lengths of the texts are wrong")
     ends = lengths.cumsum() + 8 * (count + 1)
     return [array[start:end].tobytes() for start, end in zip([8 * (count + 1), *ends[:-1]], ends)]

@@ -4,6 +4,7 @@ import numpy as np
 
 from isnet_jax.datasets import common, tables
 from isnet_jax.datasets.pairing import find_pairs, locate
+from isnet_jax.labels import IGNORED
 
 FOLDERS = "", "TrainVal_images/", "TrainVal_parsing_annotations/"  # of the archives; unpackers may add them twice
 
@@ -51,7 +52,7 @@ class Lip(common.FolderBuilder):
         "{train,val}_images/NAME.jpg and {train,val}_segmentations/NAME.png, as they are or in TrainVal_images "
         "and TrainVal_parsing_annotations"
     )
-    TRAIN_IDS = np.r_[:20, [-1] * 235, common.IGNORED]
+    TRAIN_IDS = np.r_[:20, [-1] * 235, IGNORED]
     COUNTS = {"train": 30462, "val": 10000}
 
     def pairs(self, source):

@@ -13,12 +13,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
-from isnet_jax import limits, stored
 from isnet_jax.datasets import store
 from isnet_jax.datasets.journal import Journal
-from isnet_jax.datasets.pairing import is_text
+from isnet_jax.datasets.pairing import is_utf8
 from isnet_jax.datasets.survey import survey
 from isnet_jax.errors import UserError
+from isnet_jax.runtime import files, limits
 
 HOW = "--config.data.source=DIR (isnet_jax.prepare --dataset: --source=DIR)"
 
@@ -91,7 +91,7 @@ def _resolve(builder_class, source):
             f"The source is {source}, but the data set {builder_class.name} needs no source: leave it empty."
         )
     source = Path(source).expanduser().resolve() if source else None
-    if source and not is_text(source):
+    if source and not is_utf8(source):
         raise UserError(f"The source {source} has a name that is not UTF-8, as records need it: rename the folder.")
     return source
 
@@ -141,7 +141,7 @@ def _check_metadata(builder):
     for name, height, width in itertools.chain(*metadata["examples"].values()):
         if not (
             isinstance(name, str)
-            and stored.is_name(name)
+            and files.is_plain_filename(name)
             and type(height) is type(width) is int
             and min(height, width) > 0
         ):

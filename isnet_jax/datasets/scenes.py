@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from isnet_jax.datasets import common, files
+from isnet_jax.datasets import common, image_files
 from isnet_jax.datasets.journal import Finding
 
 HEIGHT, WIDTH = 96, 128
@@ -46,13 +46,13 @@ class Scenes(common.SegmentationBuilder):
     def check(self, item):
         """Draws an item, see `SegmentationBuilder.check`."""
         image, label = draw(item.seed)
-        image_png, label_png = files.encode_png(image), files.encode_label(label)
+        image_png, label_png = image_files.encode_png(image), image_files.encode_label(label)
         return Finding(
             image=image_png,
             label=label_png,
             size=label.shape,
             num_bytes=len(image_png) + len(label_png),
-            counts=files.count_ids(label, len(self.NAMES)),
+            counts=image_files.count_ids(label, len(self.NAMES)),
         )
 
     def stamp(self, item):

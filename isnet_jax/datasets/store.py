@@ -12,9 +12,9 @@ import string
 import tqdm
 from etils import epath
 
-from isnet_jax.console import no_native_noise
 from isnet_jax.errors import UserError
-from isnet_jax.stored import is_name
+from isnet_jax.runtime.console import no_native_noise
+from isnet_jax.runtime.files import is_plain_filename
 
 INFO = "dataset_info.json"  # comes last: where it is, the copy is whole
 BLOCK = 2**23
@@ -90,7 +90,7 @@ def _require_room(place, target):
 
 def _copy(source, target, title):
     paths = sorted(source.iterdir(), key=lambda path: (path.name == INFO, path.name))
-    odd = [path.name for path in paths if not is_name(path.name)]
+    odd = [path.name for path in paths if not is_plain_filename(path.name)]
     if odd:  # they become files here
         raise UserError(f"{source} holds a file {odd[0]!a}, a name that leads out of its folder: nothing is copied.")
     target.mkdir(parents=True, exist_ok=True)

@@ -1,94 +1,67 @@
-"""Checking a whole data set: every problem is told as it is found, and what was found is counted."""
+"""The check of a whole data set: problems are reported as they are found, classes and sizes are counted."""
 
 import collections
-import concurrent.futures
 import contextlib
-import itertools
-import os
 import sys
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
-import numpy as np
 import tqdm
 
-from isnet_jax.console import no_native_noise
+from isnet_jax.datasets.common import SegmentationBuilder
+from isnet_jax.datasets.journal import Finding, Journal
+from isnet_jax.datasets.statistics import SplitStatistics, Survey
 from isnet_jax.errors import UserError, printable
+from isnet_jax.runtime.console import no_native_noise
+from isnet_jax.runtime.threads import map_in_order
 
 
-class Census:
-    """What a split holds. images: how many; pixels int64 [K + 1]: of each class and, last, ignored; occurrences
-    int64 [K]: the images that hold a class; sizes: (height, width) of each image; palettes: labels that are palette
-    PNGs; num_bytes: of the records.
-    """
+class _Reporter:
+    """Prints problems, warnings and notes to standard error, and counts them."""
 
-    def __init__(self, num_classes):
-        self.images = self.palettes = self.num_bytes = 0
-        self.sizes = []
-        self.pixels, self.occurrences = np.zeros(num_classes + 1, np.int64), np.zeros(num_classes, np.int64)
+    def __init__(self) -> None:
+        self.counts: collections.Counter[str] = collections.Counter()
 
-    def add(self, finding):
-        """Counts a Finding without errors."""
-        self.images += 1
-        self.sizes.append(finding.size)
-        self.palettes += finding.palette
-        self.num_bytes += finding.num_bytes
-        self.pixels += finding.counts
-        self.occurrences += finding.counts[:-1] > 0
-
-    def table(self, split, names):
-        """Returns an aligned text table of the classes."""
-        labelled, width = max(self.pixels[:-1].sum(), 1), max(map(len, names))
-        lines = [
-            f"{split}: {self.images} images, {100 * self.pixels[-1] / max(self.pixels.sum(), 1):.2f} % of the "
-            "pixels ignored; of the others",
-            f"  id  {'class':<{width}}  share %   images",
-        ]
-        lines += [
-            f"{i:4d}  {name:<{width}}  {100 * pixels / labelled:7.2f} {images:8d}"
-            for i, (name, pixels, images) in enumerate(zip(names, self.pixels, self.occurrences))
-        ]
-        return "\n".join(lines)
-
-
-class Survey(NamedTuple):
-    """A data set without problems."""
-
-    names: tuple  # of the classes
-    items: dict  # split: list of items
-    census: dict  # split: Census
-
-    def tables(self):
-        """Returns a text table for each split."""
-        return "\n\n".join(census.table(split, self.names) for split, census in self.census.items())
-
-
-def survey(builder, journal=None):
-    """Checks all items of a SegmentationBuilder; tells problems, warnings and notes on standard error.
-
-    Args:
-      builder: a SegmentationBuilder.
-      journal: Journal to take from what has been checked before, and to add to; None checks all and writes nothing.
-
-    Returns:
-      A Survey.
-
-    Raises:
-      UserError: there are problems; it says how many.
-    """
-    told = collections.Counter()
-
-    def tell(kind, messages):
-        told[kind] += len(messages)
+    def report(self, kind: str, messages: Iterable[str]) -> None:
         for message in messages:
+            self.counts[kind] += 1
             tqdm.tqdm.write(printable(f"{kind}: {message}"), file=sys.stderr)
 
+
+def survey(builder: SegmentationBuilder, journal: Journal | None = None) -> Survey:
+    """Checks all items of a data set, and reports problems, warnings and notes on standard error.
+
+    Findings in the journal are taken from there, new ones are added; without a journal nothing is written. Raises
+    UserError if there are problems, with their number.
+    """
+    reporter = _Reporter()
+    items = _list_items(builder, reporter)
+    statistics, num_resumed = _check_items(builder, items, journal, reporter)
+    reporter.report(
+        "note",
+        [
+            f"{split.num_palettes} of {split.num_images} labels of {name} are palette PNGs: their indices are used, "
+            "not their colours."
+            for name, split in statistics.items()
+            if split.num_palettes
+        ],
+    )
+    if num_resumed:
+        reporter.report("note", [f"{num_resumed} of {sum(map(len, items.values()))} images had been checked before."])
+    if reporter.counts["problem"]:
+        raise UserError(_refusal(builder, items, reporter.counts["problem"], journal))
+    return Survey(builder.NAMES, items, statistics)
+
+
+def _list_items(builder: SegmentationBuilder, reporter: _Reporter) -> dict[str, list[Any]]:
+    """The items of each split; reports what is missing."""
     builder.problems, builder.warnings = [], []
     items = builder.items()
     if not builder.problems:
         builder.problems += [f"The split {split} has no images." for split in items if not items[split]]
-    tell("problem", builder.problems)
-    tell("warning", builder.warnings)
-    tell(
+    reporter.report("problem", builder.problems)
+    reporter.report("warning", builder.warnings)
+    reporter.report(
         "warning",
         [
             f"The split {split} has {len(items[split])} images where the official one has {count}."
@@ -96,16 +69,23 @@ def survey(builder, journal=None):
             if items.get(split) and len(items[split]) != count
         ],
     )
+    return items
 
-    def check(item):
-        stamp = journal and _stamp(builder, item)
-        known = stamp and journal.get(stamp)
-        if known and len(known.counts) != len(builder.NAMES) + 1:
-            known = None
-        return stamp, known, known or builder.check(item)
 
-    census = {split: Census(len(builder.NAMES)) for split in items}
-    total, resumed = sum(map(len, items.values())), 0
+def _check_items(
+    builder: SegmentationBuilder, items: dict[str, list[Any]], journal: Journal | None, reporter: _Reporter
+) -> tuple[dict[str, SplitStatistics], int]:
+    """Statistics of the items without problems, and the number of findings that were in the journal."""
+
+    def check(item: Any) -> tuple[str | None, bool, Finding]:
+        stamp = _stamp(builder, item) if journal else None
+        known = journal.get(stamp) if journal and stamp else None
+        if known and len(known.counts) == len(builder.NAMES) + 1:
+            return stamp, True, known
+        return stamp, False, builder.check(item)
+
+    statistics = {split: SplitStatistics(len(builder.NAMES)) for split in items}
+    total, num_resumed = sum(map(len, items.values())), 0
     with (
         contextlib.ExitStack() as stack,
         no_native_noise(),
@@ -114,70 +94,38 @@ def survey(builder, journal=None):
         if journal:
             stack.callback(journal.flush)
         for split in items:
-            for stamp, known, finding in in_order(check, items[split]):
-                tell("problem", finding.errors)
-                tell("warning", finding.warnings)
+            for stamp, is_known, finding in map_in_order(check, items[split]):
+                reporter.report("problem", finding.errors)
+                reporter.report("warning", finding.warnings)
                 if not finding.errors:
-                    census[split].add(finding)
-                    if stamp and not known:
+                    statistics[split].add(finding)
+                    if journal and stamp and not is_known:
                         journal.add(stamp, finding)
-                resumed += bool(known)
+                num_resumed += is_known
                 bar.update()
-    tell(
-        "note",
-        [
-            f"{count.palettes} of {count.images} labels of {split} are palette PNGs: their indices are taken, "
-            "not their colours."
-            for split, count in census.items()
-            if count.palettes
-        ],
-    )
-    if resumed:
-        tell("note", [f"{resumed} of {total} images had been checked before."])
-    if told["problem"]:
-        raise UserError(_refusal(builder, items, told["problem"], journal))
-    return Survey(builder.NAMES, items, census)
+    return statistics, num_resumed
 
 
-def in_order(function, items, cost=lambda item: 0, most=0):
-    """Yields function(item) for each item, in their order, working ahead in threads: decoders release Python's lock.
-
-    Results wait in memory, so a bounded number is ahead, and costs that add up to `most` at most, or a single item.
-    """
-    workers = min(16, os.cpu_count())
-    items, running, held = iter(items), collections.deque(), 0
-    following = list(itertools.islice(items, 1))
-    with contextlib.ExitStack() as stack:
-        pool = concurrent.futures.ThreadPoolExecutor(workers)
-        stack.callback(pool.shutdown, cancel_futures=True)
-        while following or running:
-            while following and len(running) < 4 * workers and (not running or held + cost(following[0]) <= most):
-                running.append((pool.submit(function, following[0]), cost(following[0])))
-                held += cost(following[0])
-                following = list(itertools.islice(items, 1))
-            future, share = running.popleft()
-            yield future.result()
-            held -= share
-
-
-def _stamp(builder, item):
+def _stamp(builder: SegmentationBuilder, item: Any) -> str | None:
     try:
         return builder.stamp(item)
-    except OSError:  # the check will tell
+    except OSError:  # the check reports it
         return None
 
 
-def _refusal(builder, items, count, journal):
-    where = f" in {builder.source}" if builder.source else ""
+def _refusal(
+    builder: SegmentationBuilder, items: dict[str, list[Any]], num_problems: int, journal: Journal | None
+) -> str:
+    source = f" in {builder.source}" if builder.source else ""
     layout = f" (the layout is {builder.LAYOUT})" if builder.LAYOUT else ""
-    again = "only what has changed is checked anew" if journal else "nothing has been written"
-    problems = f"{count} {'problem' if count == 1 else 'problems'}"
+    problems = f"{num_problems} {'problem' if num_problems == 1 else 'problems'}"
     if builder.source and not any(items.values()):
         return (
             f"{builder.source} does not look like the data set {builder.name}{layout}: no image with a label was "
-            f"found, and the {problems} above tell why. Give the folder that holds it."
+            f"found, for the reasons given in the {problems} above. Give the folder that holds it."
         )
+    again = "only files that have changed are checked again" if journal else "nothing has been written"
     return (
-        f"The data set {builder.name}{where} has {problems}, listed above, and is not prepared. Mend the files"
-        f"{layout} and run again; {again}."
+        f"The data set {builder.name}{source} has {problems}, listed above, and is not prepared. Fix the files"
+        f"{layout} and run the command again; {again}."
     )

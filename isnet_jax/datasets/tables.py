@@ -1,19 +1,25 @@
-"""Long tables of names and colours, written compactly."""
+"""Compact notation for long tables of names and colours."""
+
+from collections.abc import Iterable
+
+Color = tuple[int, int, int]  # r, g, b of 0..255
 
 
-def names(text):
-    """Splits names at commas and line ends."""
+def names(text: str) -> tuple[str, ...]:
+    """The names in a comma-separated text of any number of lines."""
     return tuple(name.strip() for name in text.replace("\n", " ").strip(" ,").split(","))
 
 
-def colors(text):
-    """Returns [r, g, b] triples of hexadecimal colours, separated by white space."""
-    return tuple(tuple(bytes.fromhex(color)) for color in text.split())
+def colors(text: str) -> tuple[Color, ...]:
+    """The colours in a text of hexadecimal rrggbb triplets, separated by white space."""
+    return tuple((r, g, b) for r, g, b in map(bytes.fromhex, text.split()))
 
 
-def distinct_colors(indices):
-    """Returns the colours of Pascal VOC's map: the bits of an index go to r, g and b in turn, the lowest to the top."""
-    return tuple(
-        tuple(sum((index >> 3 * bit + channel & 1) << 7 - bit for bit in range(8)) for channel in range(3))
-        for index in indices
-    )
+def distinct_colors(indices: Iterable[int]) -> tuple[Color, ...]:
+    """The colours at these indices of Pascal VOC's colour map, all of them distinct."""
+    return tuple((_voc_channel(index), _voc_channel(index >> 1), _voc_channel(index >> 2)) for index in indices)
+
+
+def _voc_channel(index: int) -> int:
+    """Every third bit of the index, the lowest as the most significant bit of the channel."""
+    return sum((index >> 3 * bit & 1) << 7 - bit for bit in range(8))

@@ -1,0 +1,345 @@
+"""Checkpoints in a workdir: written in the background by Orbax, with their checksums and the config of their run."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from ml_collections import ConfigDict
+
+from isnet_jax import config as configs
+from isnet_jax.checkpoints import checksums
+from isnet_jax.errors import UserError, mismatches
+from isnet_jax.runtime import distributed, files, interrupts
+from isnet_jax.runtime.console import warn
+
+CONFIG_FILE = "config.json"
+CHECKSUMS = "digest"  # the entry of a checkpoint that holds the checksums of the others
+DAMAGED_DIR = "damaged-checkpoints"
+RETRY_SECONDS = 1  # before an unreadable checkpoint is read a second time
+CONVERTED = "converted_from"  # the key that isnet_jax.convert adds to config.json
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `workdir`/checkpoints/STEP; a context manager that closes them."""
+
+    def __init__(
+        self,
+        workdir: str | Path,
+        run_facts: Mapping[str, Any],
+        keep: int | None = None,
+        flag: str = "--workdir",
+    ) -> None:
+        """Opens a workdir, or creates it.
+
+        `run_facts` is a JSON-like dict of the config and facts about the data, which must be the same at every start
+        except for `config.RESUMABLE_CHANGES`. The newest `keep` checkpoints are kept, None: all. Raises UserError if
+        the workdir cannot be written or holds another run; its messages call the workdir `flag`.
+        """
+        self.workdir = Path(os.path.abspath(workdir))
+        try:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            files.require_inside(self.workdir, *files.symbolic_links(self.workdir))
+            self._check_ownership(json.loads(json.dumps(run_facts)), flag)
+        except OSError as error:
+            raise UserError(
+                f"The directory {workdir} cannot be written ({error.strerror}); choose another {flag}."
+            ) from None
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(self.workdir / "checkpoints", options=options)
+        # Orbax would reach preemption sync points with a counter of its own, and `distributed.stop_requested` would
+        # then never be answered.
+        self._manager.reached_preemption = lambda step: False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _check_ownership(self, run_facts: dict[str, Any], flag: str) -> None:
+        """Raises UserError if the workdir holds another run, else writes `run_facts` as its config.json."""
+        path = self.workdir / CONFIG_FILE
+        if path.exists():
+            saved_facts = read_config(self.workdir)
+            if CONVERTED in saved_facts and CONVERTED not in run_facts:
+                raise UserError(
+                    f"{self.workdir} holds a converted checkpoint, not a run. To start from its weights, give it as "
+                    f"--config.train.pretrained={self.workdir} and choose another {flag}."
+                )
+            differences = configs.differences(run_facts, saved_facts)
+            if differences:
+                raise UserError(
+                    f"{self.workdir} holds a run with another config ({'; '.join(differences)}). Choose another "
+                    f"{flag}, or delete this one to start from scratch."
+                )
+        elif any(self.workdir.glob("checkpoints/*")):
+            raise UserError(
+                f"{self.workdir} holds checkpoints but no {CONFIG_FILE}, so it is unknown which run wrote them. "
+                f"Choose another {flag}."
+            )
+        distributed.barrier("check ownership")
+        text = json.dumps(run_facts, indent=2, sort_keys=True) + "\n"
+        if distributed.is_first() and not (path.exists() and path.read_text() == text):
+            files.atomic_write_text(path, text)
+
+    def steps(self) -> list[int]:
+        """Steps of the finished checkpoints, newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def save(self, step: int, state: Any) -> None:
+        """Writes the pytree `state` as checkpoint `step` in the background, unless that checkpoint exists.
+
+        Raises UserError if this checkpoint or the previous one cannot be written.
+        """
+        if step not in self.steps():
+            fields = _as_dict(state)
+            with self._translating_write_errors():
+                entries = {**fields, CHECKSUMS: checksums.checksum_tree(fields)}
+                self._manager.save(step, args=ocp.args.StandardSave(entries))
+
+    def restore(self, template: Any) -> Any:
+        """The newest intact state, or None if none was ever saved; damaged newer ones are reported and quarantined.
+
+        `template` is a TrainState of ShapeDtypeStructs with shardings, on any mesh. Every process reads all arrays.
+        Raises UserError if no checkpoint is intact, or if they are of another network.
+        """
+        expected, steps = _as_dict(template), self.steps()
+        damaged: list[Path] = []
+        newest = steps[0] if steps else -1
+        if not distributed.all_processes(distributed.broadcast_from_first(newest) == newest):
+            raise UserError(
+                f"The processes of this run see different checkpoints in {self.workdir}. Give all of them the same "
+                "--workdir, on a shared file system."
+            )
+        for step in steps:
+            path, fields = self.workdir / "checkpoints" / str(step), None
+            try:
+                fields = _read_with_retry(path, expected)
+            except _Damaged as error:
+                warn(str(error))
+            if distributed.all_processes(fields is not None):
+                self._quarantine(damaged)
+                return template.replace(**jax.tree.map(_place, fields, expected))
+            damaged.append(path)
+        if damaged or any(self.workdir.glob(f"{DAMAGED_DIR}/*")):
+            raise UserError(
+                f"None of the checkpoints in {self.workdir} is intact. If the storage is at fault, run the same "
+                "command again once it is repaired. Otherwise restore a checkpoint from a backup, or choose another "
+                "--workdir to start from scratch."
+            )
+        return None
+
+    def _quarantine(self, paths: Sequence[Path]) -> None:
+        for path in paths:
+            if distributed.is_first():
+                warn(f"Moving {path} to {self.workdir / DAMAGED_DIR}.")
+                (self.workdir / DAMAGED_DIR).mkdir(exist_ok=True)
+                target = self.workdir / DAMAGED_DIR / path.name
+                shutil.rmtree(target, ignore_errors=True)
+                path.rename(target)
+            distributed.barrier(f"quarantine {path.name}")
+        if paths:
+            self._manager.reload()
+
+    def check(self) -> None:
+        """Raises UserError if a checkpoint could not be written in the background."""
+        with self._translating_write_errors():
+            self._manager.check_for_errors()
+
+    def wait(self) -> None:
+        """Returns once everything saved is on disk; raises UserError as `save` does."""
+        with self._translating_write_errors():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _translating_write_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            if distributed.is_peer_failure(error):
+                raise
+            steps = self.steps()
+            raise UserError(
+                f"A checkpoint cannot be written to {self.workdir / 'checkpoints'}: {_reason(error)}. Make room, or "
+                "fix the cause it names. The same command then resumes from "
+                f"{f'the checkpoint of step {steps[0]}' if steps else 'the start'}."
+            ) from error
+
+    def close(self) -> None:
+        """Waits for pending writes if possible; their errors are left to `check`, `save` and `wait`."""
+        with contextlib.suppress(Exception):
+            self._manager.close()
+
+
+def read_config(directory: str | Path) -> dict[str, Any]:
+    """The config of a workdir or converted checkpoint as nested dicts; raises UserError."""
+    path = Path(directory) / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(
+            f"{directory} holds no {CONFIG_FILE}, so neither a run of isnet_jax nor isnet_jax.convert wrote it. Give a "
+            "directory that one of them wrote."
+        )
+    try:
+        config = files.read_json(path)
+        if not isinstance(config, dict):
+            raise ValueError("it is not a JSON object")
+        return config
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); restore it, or use another directory.") from None
+
+
+class _Damaged(UserError):
+    """A checkpoint cannot be read; the message says which one and why."""
+
+
+def _as_dict(state: Any) -> dict[str, Any]:
+    """The fields of a dataclass or dict, without those that are None."""
+    fields = vars(state) if dataclasses.is_dataclass(state) else state
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip()
+    if "No space left" in text:
+        return "No space left on device"
+    return text.splitlines()[0][:300] if text else type(error).__name__
+
+
+def _read_with_retry(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """Like `_read`, with a second try: network storage fails occasionally."""
+    try:
+        return _read(path, expected)
+    except _Damaged:
+        time.sleep(RETRY_SECONDS)
+        return _read(path, expected)
+
+
+def _read(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields `expected` of the checkpoint .../STEP, as NumPy arrays.
+
+    `expected` is {field: tree of arrays or ShapeDtypeStructs}. Raises _Damaged if they cannot be read or their
+    checksums differ, and UserError if they are of another network.
+    """
+    try:
+        return _restore_fields(path, expected)
+    except UserError:
+        raise
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+        if interrupts.stop_requested():  # the library turned the interrupt into its own error
+            raise  # `interrupts.interruptible` turns it back
+        raise _Damaged(f"The checkpoint {path} is damaged: {_reason(error)}.") from None
+
+
+def _restore_fields(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """As `_read`; if the checkpoint is damaged, raises whatever Orbax or TensorStore does, or ValueError."""
+    handler, directory = ocp.PyTreeCheckpointHandler(), epath.Path(path / "default")
+    warnings.filterwarnings("ignore", "Sharding info not provided")  # NumPy arrays need none
+    metadata = handler.metadata(directory).tree
+    if "ema" in expected and not metadata.get("ema"):
+        raise UserError(
+            f"The checkpoint {path} holds no moving averages of the weights, because it was trained with "
+            "config.train.ema_decay=0. Leave out --ema."
+        )
+    saved = {name: metadata.get(name, {}) for name in expected}
+    _check_network(path, _shapes(saved), _shapes(expected))
+    saved_checksums = {name: metadata[CHECKSUMS][name] for name in expected if jax.tree.leaves(expected[name])}
+    _check_sizes(saved, saved_checksums, expected)
+    template = {**expected, CHECKSUMS: saved_checksums}
+    arrays = handler.restore(
+        directory,
+        args=ocp.args.PyTreeRestore(
+            item=template,
+            restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), template),
+            partial_restore=True,
+        ),
+    )
+    expected_sums = arrays.pop(CHECKSUMS)
+    actual_sums = checksums.checksum_tree(arrays)
+    corrupted = [name for name, sums in actual_sums.items() if not np.array_equal(sums, expected_sums[name])]
+    if corrupted:
+        raise ValueError(f"the checksum of {', '.join(corrupted)} differs")
+    return arrays
+
+
+def _check_sizes(saved: Mapping[str, Any], saved_checksums: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raises ValueError if reading would take more memory than the expected arrays, judging by the metadata alone.
+
+    A chunk inflates to whatever size its metadata states, and checksums are read as they are.
+    """
+    for leaf in jax.tree.leaves([saved, saved_checksums]):
+        chunk = leaf.storage.chunk_shape if leaf.storage else ()
+        if math.prod(chunk or ()) > max(1, math.prod(leaf.shape)) or np.dtype(leaf.dtype).itemsize > 8:
+            raise ValueError("a chunk is larger than its array")
+    for name, sums in saved_checksums.items():
+        if sums.shape != (len(jax.tree.leaves(expected[name])),):
+            raise ValueError("the number of checksums differs from the number of arrays")
+
+
+def _place(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+    return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
+
+
+def save_variables(directory: str | Path, config: ConfigDict, variables: Mapping[str, Any], source: str | Path) -> None:
+    """Writes {"params", "batch_stats"} as checkpoint 0 of `directory`, which must not hold another run.
+
+    `source` is the file they come from, which config.json records. Raises UserError.
+    """
+    with Checkpoints(directory, {**config.to_dict(), CONVERTED: str(source)}, flag="--output") as checkpoints:
+        if checkpoints.steps():
+            raise UserError(f"{directory} already holds checkpoints; choose another --output.")
+        checkpoints.save(0, dict(variables))
+        checkpoints.wait()
+
+
+def load_variables(directory: str | Path, template: Mapping[str, Any], ema: bool = False) -> dict[str, Any]:
+    """{"params", "batch_stats"} as NumPy arrays, from the newest checkpoint of a run or of isnet_jax.convert.
+
+    `template` is the expected tree, of arrays or ShapeDtypeStructs. With `ema`, the moving averages of a run's weights.
+    Raises UserError if there is no checkpoint or moving average, or if the checkpoint is damaged or of another network;
+    it then lists every name and shape that differs.
+    """
+    directory = Path(os.path.abspath(directory))
+    read_config(directory)
+    path = newest_checkpoint(directory)
+    if path is None:
+        raise UserError(f"{directory} holds no finished checkpoint.")
+    fields = _read(path, {"ema": template} if ema else template)
+    return fields["ema"] if ema else fields
+
+
+def newest_checkpoint(directory: str | Path) -> Path | None:
+    """The path .../STEP of the newest finished checkpoint of a run or converted directory, None without any."""
+    return max(
+        (path for path in Path(directory).glob("checkpoints/*") if path.name.isdecimal()),
+        key=lambda path: int(path.name),
+        default=None,
+    )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """{path of a leaf: its shape}."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _check_network(path: Path, shapes: Mapping[str, tuple], expected_shapes: Mapping[str, tuple]) -> None:
+    faults = mismatches(shapes, expected_shapes)
+    if faults:
+        raise UserError(
+            f"The checkpoint {path} holds the variables of another network ({faults}). Check that config.model "
+            "(backbone, num_classes, shortcut) matches the checkpoint."
+        )

@@ -1,0 +1,196 @@
+"""What all commands share: flags, quiet libraries, exit codes, and errors as one paragraph.
+
+Only light modules are imported here: a signal while JAX or TensorFlow is being imported must find its handler
+installed.
+"""
+
+import difflib
+import os
+import re
+import runpy
+import sys
+import textwrap
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from absl import flags
+
+from isnet_jax.errors import UserError, printable
+from isnet_jax.runtime import interrupts
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+USAGE_EXIT_CODE, BROKEN_PIPE_EXIT_CODE = 2, 141
+
+
+def run(
+    main: Callable,
+    usage: str | None,
+    define_flags: Callable[[], None] = lambda: None,
+    *,
+    needs_config: bool = True,
+    resume_hint: str = "from the last checkpoint",
+    max_positional: int = 0,
+) -> None:
+    """Calls `main(config, flag_values, *args)` with what the command line says, or exits with an error.
+
+    `--config=FILE[:BACKBONE]` and `--config.FIELD=VALUE` give the config; without them it is None, if `needs_config` is
+    false. `define_flags()` defines further flags; up to `max_positional` arguments may come without a flag;
+    `resume_hint` says where the same command resumes after an interrupt, which raises KeyboardInterrupt only inside
+    `main`. Exit codes: 0, 1 after a UserError, 2 for a wrong command line, 75 if the same command resumes the work
+    (after SIGTERM, or when another process died), 130 after Ctrl-C, 141 if the reader of the output is gone.
+    """
+    interrupts.install(resume_hint)
+    try:
+        config, args = _parse_command_line(usage or "", define_flags, needs_config, max_positional)
+        with interrupts.interruptible():
+            main(config, flags.FLAGS, *args)
+    except UserError as error:
+        print(_paragraph(error), file=sys.stderr)
+        distributed = sys.modules.get("isnet_jax.runtime.distributed")  # imports JAX, which not every command does
+        if distributed:
+            distributed.exit_without_barrier(error.code)
+        sys.exit(error.code)
+    except flags.Error as error:
+        print(f"{_paragraph(error)}\n\n{(usage or '').strip()}", file=sys.stderr)
+        sys.exit(USAGE_EXIT_CODE)
+    except (KeyboardInterrupt, interrupts.StopRequested):
+        interrupts.exit_now()
+    except BrokenPipeError:  # as in `--help | head -1`
+        _exit_on_broken_pipe()
+
+
+def define_process_flags() -> None:
+    """Defines the flags that name the processes of a run, for `distributed.process_group`."""
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0")
+    flags.DEFINE_integer("num_processes", None, "number of processes", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "index of this process", lower_bound=0)
+
+
+def config_name(argv: Sequence[str]) -> str:
+    """Name of the config on a command line: `ade20k` or, with a backbone, `ade20k-resnet101`."""
+    path, _, backbone = _config_argument(argv).partition(":")
+    return Path(path).stem + (f"-{backbone}" if backbone else "")
+
+
+def load_config(argument: str) -> "ConfigDict":
+    """The config of FILE[:BACKBONE], a Python file with `get_config`.
+
+    Raises UserError if the file does not exist, or with the line at which it fails.
+    """
+    from ml_collections import ConfigDict
+
+    from isnet_jax.config import default
+
+    path, colon, backbone = argument.partition(":")
+    if not Path(path).is_file():
+        raise UserError(
+            f"The config file {path!r} does not exist in {Path.cwd()}; give one as in --config=configs/ade20k.py."
+        )
+    try:
+        config = runpy.run_path(path)["get_config"](*([backbone] if colon else []))
+        if not isinstance(config, ConfigDict) or set(default()) - set(config):
+            raise TypeError("get_config() must return what isnet_jax.config.default() returned")
+        return config
+    except UserError:
+        raise
+    except Exception as error:  # a config file is Python: anything may happen in it
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
+        raise UserError(
+            f"The config file {path} cannot be used{f' (line {line})' if line else ''}: "
+            f"{type(error).__name__}: {' '.join(str(error).split())}."
+        ) from None
+
+
+def _parse_command_line(
+    usage: str, define_flags: Callable[[], None], needs_config: bool, max_positional: int
+) -> tuple["ConfigDict | None", list[str]]:
+    """The checked config and the positional arguments; prints the usage and exits for --help."""
+    from ml_collections import config_flags
+
+    from isnet_jax import config as configs
+    from isnet_jax.runtime import console
+
+    console.quiet()
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]  # names of files
+    if {"--help", "-h", "--helpfull"} & set(sys.argv[1:]):
+        print(usage.strip())
+        sys.exit(0)
+    config_flag = config_flags.DEFINE_config_file("config")
+    define_flags()
+    if needs_config or any(re.match(r"--?(no)?config\b", arg) for arg in sys.argv[1:]):
+        _check_config_arguments(sys.argv)
+    args = _parse_flags(sys.argv, max_positional)
+    config = config_flag.value
+    if config is not None:
+        configs.check(config)
+    return config, args
+
+
+def _exit_on_broken_pipe() -> NoReturn:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+    sys.exit(BROKEN_PIPE_EXIT_CODE)
+
+
+def _paragraph(error: Exception) -> str:
+    text = printable(f"error: {error}".replace("\n", " "))
+    return textwrap.fill(text, 110, break_long_words=False, break_on_hyphens=False)
+
+
+def _config_argument(argv: Sequence[str]) -> str:
+    values = [
+        arg.partition("=")[2] if "=" in arg else "".join(argv[i + 1 : i + 2])
+        for i, arg in enumerate(argv)
+        if re.fullmatch(r"--?config(=.*)?", arg)
+    ]
+    if len(values) != 1:
+        raise flags.Error(f"--config=FILE is {'given twice' if values else 'missing'}")
+    return values[0]
+
+
+def _check_config_arguments(argv: Sequence[str]) -> None:
+    """Raises UserError or flags.Error for a mistake in the config file or in the name of a field that is set.
+
+    The file is loaded apart from the flags, to tell its own mistakes from those of overrides.
+    """
+    config = load_config(_config_argument(argv))
+    for arg in argv[1:]:
+        if m := re.match(r"--?(?:no)?config\.([^=]*)", arg):
+            _check_field(config, m[1])
+
+
+def _parse_flags(argv: Sequence[str], max_positional: int) -> list[str]:
+    """Parses the command line, returns its positional arguments; raises flags.Error for mistakes in it."""
+    flags.FLAGS.set_gnu_getopt(True)  # flags may follow positional arguments
+    try:
+        args = flags.FLAGS(argv)[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise flags.Error(f"there is no flag --{error.flagname}") from None
+    if len(args) > max_positional:
+        kind = "one positional argument too many" if max_positional else "an argument without a flag"
+        raise flags.Error(f"the command line has {kind}: {args[max_positional]}")
+    return args
+
+
+def _check_field(config: "ConfigDict", field: str) -> None:
+    """Raises UserError, naming the valid fields, unless `field` (dotted) exists in `config`."""
+    from ml_collections import ConfigDict
+
+    from isnet_jax.config import RENAMED
+
+    section, path = config, "config"
+    for name in field.split("."):
+        if not isinstance(section, ConfigDict) or name not in section:
+            valid = list(section) if isinstance(section, ConfigDict) else []
+            close = difflib.get_close_matches(name, valid, 1)
+            hint = f"; it is called config.{RENAMED[field]} now." if field in RENAMED else "."
+            raise UserError(
+                f"{path} has no field {name!r}"
+                + (f"; did you mean {close[0]!r}?" if close and field not in RENAMED else hint)
+                + (f" Its fields are {', '.join(valid)}." if valid else "")
+            )
+        section, path = section[name], f"{path}.{name}"

@@ -1,0 +1,143 @@
+"""Scores a checkpoint on a split, and records everything that a comparison needs."""
+
+import datetime
+import json
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from isnet_jax.checkpoints.manager import newest_checkpoint
+from isnet_jax.checkpoints.pretrained import load_network
+from isnet_jax.config import inference_settings
+from isnet_jax.errors import UserError, translating_disk_and_memory_errors
+from isnet_jax.evaluation import metrics, protocols
+from isnet_jax.evaluation.loop import Evaluator
+from isnet_jax.evaluation.record import EvaluationRecord
+from isnet_jax.input import pipeline
+from isnet_jax.input.data import Data, open_data
+from isnet_jax.models.isnet import create_model
+from isnet_jax.runtime import distributed, sharding
+from isnet_jax.runtime.console import say
+
+MEMORY_ADVICE = "lower config.test.batch_size, or set config.model.dtype=bfloat16"
+
+
+def evaluate_checkpoint(
+    config: ConfigDict, checkpoint: Path, setting: str, output: Path, ema: bool = False
+) -> dict[str, Any]:
+    """Evaluates, or resumes an evaluation, into the directory `output`; returns the content of results.json.
+
+    checkpoint: a run, a converted checkpoint or a .pth; setting: "single" or "tta"; ema: evaluate a run's moving
+    averages. Raises UserError for anything the user can correct.
+    """
+    if not checkpoint.exists():
+        raise UserError(f"--checkpoint={checkpoint} does not exist; give a run's workdir or a .pth file.")
+    mesh = sharding.make_mesh(config.mesh)
+    data = open_data(config, mesh)
+    model, settings = create_model(config.model), inference_settings(config, setting == "tta")
+    resume_hint = "where it stopped"
+    with translating_disk_and_memory_errors(f"The evaluation in {output}", "--output", resume_hint, MEMORY_ADVICE):
+        step, stamp = checkpoint_stamp(checkpoint)
+        variables = load_network(checkpoint, model, ema)
+        facts = evaluation_facts(config, data, settings, setting) | {
+            "checkpoint": str(checkpoint.resolve()),
+            "step": step,
+            "ema": ema,
+        }
+        record = EvaluationRecord(output, facts, [stamp, ema, data_stamp(data)], data.image_names)
+        if record.results:
+            say(f"{output} holds this evaluation already.")
+            return record.results
+        plan, shape_buckets = data.eval_plan(np.flatnonzero(record.done))
+        padding = pipeline.padding(plan, data.eval_sizes) if plan else 0.0
+        num_done, num_todo = int(record.done.sum()), int((~record.done).sum())
+        count = len(shape_buckets.sizes)
+        say(
+            f"{config.model.backbone} ISNet on {config.data.name} {config.data.eval_split}, {setting}: "
+            f"{len(data.evaluation)} images{f', {num_done} of them done' if num_done else ''}; "
+            f"{count} padded shape{'s' if count > 1 else ''}, {100 * padding:.1f} % padding; {sharding.describe(mesh)}"
+        )
+        start, num_compilations = time.perf_counter(), 0
+        if plan:
+            evaluator = Evaluator(model, mesh, data, settings, boundary=True)
+            try:
+                evaluator(variables, record.add, plan)
+            except BaseException:
+                if distributed.is_single_process():  # saving needs all processes; without it, seconds of work are lost
+                    record.save()
+                raise
+            num_compilations = evaluator.num_compilations
+        seconds = time.perf_counter() - start
+        return record.finish(
+            run_facts(config, mesh)
+            | {
+                "seconds": round(seconds, 2),
+                "images_per_second": round(num_todo / seconds, 3),
+                "programs": num_compilations,
+                "padding_overhead": round(float(padding), 4),
+            }
+        )
+
+
+def evaluation_facts(config: ConfigDict, data: Data, settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What results.json says about data, test setting and config, as JSON has it."""
+    setting = {"name": name, "mode": "whole", "scales": [1.0], "flip": False, **settings}
+    facts = {
+        "dataset": config.data.name,
+        "split": config.data.eval_split,
+        "images": len(data.evaluation),
+        "setting": setting | {"resize": config.test.resize, "keep_ratio": config.test.keep_ratio},
+        "config": config.to_dict(),
+        "names": data.class_names,
+        "palette": data.palette,
+    }
+    return json.loads(json.dumps(facts))
+
+
+def run_facts(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
+    """What results.json says about devices and versions."""
+    return {
+        "devices": mesh.devices.flat[0].device_kind,
+        "num_devices": mesh.size,
+        "processes": jax.process_count(),
+        "dtype": config.model.dtype,
+        "versions": {"jax": jax.__version__, "python": platform.python_version()},
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def checkpoint_stamp(checkpoint: Path) -> tuple[int | None, list]:
+    """The step of a checkpoint, None for a file, and a value that changes whenever its content does."""
+    path = checkpoint if checkpoint.is_file() else newest_checkpoint(checkpoint) or checkpoint
+    stat = path.stat()
+    return int(path.name) if path.name.isdigit() else None, [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+
+
+def data_stamp(data: Data) -> list:
+    """A value that changes whenever the data set is prepared again."""
+    path = data.builder.data_path
+    stats = [(file.name, file.stat()) for file in sorted(path.iterdir())]
+    return [str(path), *([name, stat.length, stat.mtime] for name, stat in stats)]
+
+
+def print_results(results: Mapping[str, Any], protocol_names: Sequence[str]) -> None:
+    """Prints scores per class (official convention), under each protocol, and beside the published result."""
+    confusion = np.array(results["confusion"])
+    say(metrics.format_table(protocols.scores(confusion), results["names"]))
+    say(f"boundary IoU {results['boundary_iou']['miou']:.2f} %\n")
+    say(protocols.format_table(confusion, protocol_names))
+    published = results["published"]
+    if published:
+        difference = results["protocols"]["official"]["miou"] - published["miou"]
+        say(
+            f"published mIoU {published['miou']:.2f} % ({results['setting']['name']}), here {difference:+.2f}: "
+            f"{published['source']}"
+        )
+    say(f"{results['run']['images_per_second']:.2f} images/s")

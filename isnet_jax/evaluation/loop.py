@@ -1,0 +1,150 @@
+"""Evaluation at every image's original size; only counts of pixels leave the devices."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, Shaped
+
+from isnet_jax.evaluation.boundary import boundary_band, reach_in
+from isnet_jax.evaluation.inference import predict_classes, score_maps
+from isnet_jax.evaluation.metrics import confusion_matrices, pixel_counts, scores
+from isnet_jax.input.photometry import normalize
+from isnet_jax.labels import IGNORED
+from isnet_jax.models.isnet import ISNet
+from isnet_jax.runtime import distributed, sharding
+from isnet_jax.runtime.interrupts import StopRequested
+
+if TYPE_CHECKING:  # they import TensorFlow
+    from isnet_jax.input.data import Data
+    from isnet_jax.input.pipeline import EvalBatch
+
+ON_DEVICE = "image", "label", "image_size", "label_size"  # of a batch
+OnBatch = Callable[["EvalBatch", Mapping[str, np.ndarray], Mapping[str, Array]], None]
+
+
+def eval_step(
+    variables: Mapping[str, Any],
+    batch: Mapping[str, Int[Array | np.ndarray, "b ..."]],
+    padded: bool,
+    *,
+    model: ISNet,
+    settings: Mapping[str, Any],
+    boundary: bool,
+    mesh: Mesh | None = None,
+) -> dict[str, Shaped[Array, "..."]]:
+    """Predictions and counts of a batch as `pipeline.eval_batches` makes it.
+
+    padded: whether images are smaller than their padded shape (False saves the masks); settings: keyword arguments of
+    `inference.score_maps`. Returns "predictions" uint8 (B, Hl, Wl) at the original size; "confusion" int32 (K, K) of
+    the batch; "counts" int32 (B, 3, K), the hit, predicted and ground-truth pixels of each image and class; with
+    `boundary`, "boundary" (B, 3, K), the same within the bands along outlines. Pixels labelled 255 are not counted.
+    """
+    size, labels = batch["image_size"] if padded else None, batch["label"]
+    images = batch["image"] if mesh is None else sharding.shard_images(batch["image"], mesh)
+    maps = score_maps(model, variables, normalize(images), valid_size=size, **settings)
+    predictions = predict_classes(maps, labels.shape[1:], batch["label_size"])
+    confusion = confusion_matrices(predictions, labels, model.num_classes)  # (B, K, K)
+    hits = jnp.diagonal(confusion, axis1=1, axis2=2)
+    total, predicted, true = (confusion.sum(axis, dtype=jnp.int32) for axis in range(3))
+    result = {"predictions": predictions, "confusion": total, "counts": jnp.stack([hits, predicted, true], axis=1)}
+    if boundary:
+        reach = reach_in(labels.shape[1:])
+        near_predicted, near_true = (boundary_band(x, batch["label_size"], reach) for x in (predictions, labels))
+        labelled = labels != IGNORED
+        masks = (
+            (labelled & near_predicted & near_true & (predictions == labels), labels),
+            (labelled & near_predicted, predictions),
+            (labelled & near_true, labels),
+        )
+        result["boundary"] = jnp.stack(
+            [pixel_counts(jnp.where(mask, classes, IGNORED), model.num_classes) for mask, classes in masks], axis=1
+        )
+    return result
+
+
+def make_eval_step(
+    model: ISNet, mesh: Mesh, settings: Mapping[str, Any], boundary: bool = False
+) -> Callable[..., dict[str, Array]]:
+    """`eval_step(variables, batch, padded)`, jitted over the mesh: predictions stay sharded, counts are replicated."""
+    sharded, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    counts = {name: replicated for name in ("confusion", "counts", *(("boundary",) if boundary else ()))}
+    return jax.jit(
+        partial(eval_step, model=model, settings=settings, boundary=boundary, mesh=mesh),
+        static_argnums=2,
+        in_shardings=(replicated, sharded),
+        out_shardings={"predictions": sharded, **counts},
+    )
+
+
+def evaluate(
+    step: Callable[..., Mapping[str, Array]],
+    variables: Mapping[str, Any],
+    batches: Iterable[Mapping[str, np.ndarray]],
+    plan: Sequence["EvalBatch"],
+    mesh: Mesh,
+    on_batch: OnBatch | None = None,
+) -> dict[str, Any]:
+    """`metrics.scores` over all batches, and "confusion" int64 (K, K).
+
+    plan: what `pipeline.eval_plan` returned, and batches its batches, in its order. `on_batch(entry, batch, result)`
+    gets the plan's entry, the NumPy batch, and what `eval_step` returned, still on the device. Raises StopRequested
+    between batches after a signal.
+    """
+    total: np.ndarray | int = 0
+    pending = None
+
+    def process(entry, batch, result):
+        if on_batch:
+            on_batch(entry, batch, result)
+        return total + np.asarray(result["confusion"], np.int64)
+
+    with tqdm.tqdm(
+        total=sum(entry.num_images for entry in plan),
+        desc="evaluating",
+        leave=False,
+        unit=" images",
+        disable=None if distributed.is_first() else True,
+    ) as bar:
+        for entry, batch in zip(plan, batches, strict=True):
+            if distributed.stop_requested():
+                raise StopRequested
+            arrays = sharding.to_devices({name: batch[name] for name in ON_DEVICE}, mesh)
+            result = step(variables, arrays, entry.padded)
+            if pending:  # fetched a batch late, so that the device never waits
+                total = process(*pending)
+                bar.update(pending[0].num_images)
+            pending = entry, batch, result
+        total = process(*pending)
+    return {**scores(total), "confusion": total}
+
+
+class Evaluator:
+    """Evaluates variables on the evaluation split of `data`; compiles once per padded shape."""
+
+    def __init__(self, model: ISNet, mesh: Mesh, data: "Data", settings: Mapping[str, Any], boundary: bool = False):
+        """settings: keyword arguments of `inference.score_maps`, as `config.inference_settings` returns them."""
+        self._mesh, self._data = mesh, data
+        self._step = make_eval_step(model, mesh, settings, boundary)
+        self._rows = sharding.local_rows(mesh, data.eval_batch_size)
+
+    def __call__(
+        self, variables: Mapping[str, Any], on_batch: OnBatch | None = None, plan: Sequence["EvalBatch"] | None = None
+    ) -> dict[str, Any]:
+        """What `evaluate` returns, for a plan of `data.eval_plan`, by default of all examples."""
+        from isnet_jax.input import pipeline  # needs TensorFlow, which the network does not
+
+        plan = self._data.eval_plan()[0] if plan is None else plan
+        replicated = jax.device_put(variables, sharding.replicated(self._mesh))
+        with pipeline.eval_batches(self._data.evaluation, self._data.config, plan, self._rows) as batches:
+            return evaluate(self._step, replicated, batches, plan, self._mesh, on_batch)
+
+    @property
+    def num_compilations(self) -> int:
+        """Programs compiled so far."""
+        return self._step._cache_size()

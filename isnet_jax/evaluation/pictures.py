@@ -1,0 +1,79 @@
+"""Pictures for visual inspection: image, ground truth and prediction side by side."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Array
+from numpy.typing import ArrayLike
+from PIL import Image, ImageDraw
+
+from isnet_jax.labels import IGNORED
+from isnet_jax.runtime.sharding import from_devices
+
+if TYPE_CHECKING:  # imports TensorFlow
+    from isnet_jax.input.pipeline import EvalBatch
+
+MARGIN, HEADER, LEGEND_WIDTH = 6, 18, 150  # pixels around a panel, in height of a line of text, in width of an entry
+Row = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def colorize(classes: np.ndarray, palette: ArrayLike) -> np.ndarray:
+    """RGB uint8 (..., 3) of integer classes (...); values without a colour, such as 255 (ignored), are black."""
+    palette = np.asarray(palette, np.uint8).reshape(-1, 3)
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(palette)] = palette
+    return table[classes]
+
+
+def comparison(
+    rows: Sequence[Row],
+    palette: Sequence[Sequence[int]],
+    names: Sequence[str],
+    titles: Sequence[str] = ("image", "ground truth", "prediction"),
+) -> Image.Image:
+    """A sheet of rows with a legend of the classes.
+
+    rows: (image, ground truth, prediction) each, uint8 (H, W, 3) and integers (H, W). Predictions are black where the
+    ground truth is ignored.
+    """
+    height = max(image.shape[0] for image, _, _ in rows)
+    width = max(image.shape[1] for image, _, _ in rows)
+    entries_per_line = max(1, (3 * (width + MARGIN)) // LEGEND_WIDTH)
+    legend_lines = -(-len(names) // entries_per_line)
+    legend_top = HEADER + len(rows) * (height + MARGIN)
+    sheet = Image.new("RGB", (3 * (width + MARGIN) + MARGIN, legend_top + legend_lines * HEADER + MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(titles):
+        draw.text((MARGIN + column * (width + MARGIN), 3), title, fill="black")
+    for row, (image, ground_truth, prediction) in enumerate(rows):
+        judged = np.where(ground_truth == IGNORED, IGNORED, prediction)
+        for column, pixels in enumerate((image, colorize(ground_truth, palette), colorize(judged, palette))):
+            sheet.paste(Image.fromarray(pixels), (MARGIN + column * (width + MARGIN), HEADER + row * (height + MARGIN)))
+    for i, name in enumerate(names):
+        x, y = MARGIN + (i % entries_per_line) * LEGEND_WIDTH, legend_top + (i // entries_per_line) * HEADER
+        draw.rectangle((x, y + 2, x + 12, y + 14), fill=tuple(palette[i]), outline="black")
+        draw.text((x + 18, y + 3), name, fill="black")
+    return sheet
+
+
+class ComparisonSheet:
+    """Collects rows for `comparison` during an evaluation, of examples spread evenly over the split.
+
+    Each process collects the examples that its devices hold.
+    """
+
+    def __init__(self, num_pictures: int, num_examples: int):
+        self.rows: list[Row] = []
+        self._wanted = set(np.linspace(0, num_examples - 1, min(num_pictures, num_examples)).astype(int).tolist())
+
+    def add(self, entry: "EvalBatch", batch: Mapping[str, np.ndarray], result: Mapping[str, Array]) -> None:
+        """`on_batch` of `evaluation.loop.evaluate`."""
+        wanted = [i for i, index in enumerate(batch["index"].tolist()) if index in self._wanted]
+        if not wanted:
+            return
+        predictions = from_devices(result["predictions"])
+        for i in wanted:
+            (image_height, image_width), (height, width) = batch["image_size"][i], batch["label_size"][i]
+            image = Image.fromarray(batch["image"][i, :image_height, :image_width]).resize((width, height))
+            self.rows.append((np.asarray(image), batch["label"][i, :height, :width], predictions[i, :height, :width]))

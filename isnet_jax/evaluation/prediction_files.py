@@ -1,0 +1,243 @@
+"""The images to predict, and the files their predictions are written to."""
+
+import collections
+import concurrent.futures
+import functools
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import tqdm
+from ml_collections import ConfigDict
+from PIL import Image
+
+from isnet_jax.config import inference_settings
+from isnet_jax.errors import UserError, printable, translating_disk_and_memory_errors
+from isnet_jax.evaluation import pictures
+from isnet_jax.evaluation.predictor import Predictor, Task, class_names_and_palette, load
+from isnet_jax.input import decoding
+from isnet_jax.runtime import files, sharding
+from isnet_jax.runtime.console import say
+from isnet_jax.runtime.threads import map_in_order
+
+FORMATS = {  # the value of each class in the files that a benchmark's server expects
+    "cityscapes": (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33),  # labelIds
+    "ade20k": tuple(range(1, 151)),
+    "lip": tuple(range(20)),
+}
+RESUME_HINT = "from the first image"
+MEMORY_ADVICE = "add --config=FILE with a smaller --config.test.batch_size, or with --config.test.resize=(LONG,SHORT)"
+MOST_FREQUENT = 5  # classes printed at the end
+
+
+def predict_images(
+    inputs: Sequence[str],
+    output: Path,
+    checkpoint: str,
+    config: ConfigDict | None = None,
+    *,
+    ema: bool = False,
+    tta: bool = False,
+    file_format: str | None = None,
+) -> None:
+    """Predicts the images in `inputs`, files and folders, and writes them to the directory `output`.
+
+    checkpoint, config and ema as in `predictor.load`; tta: several scales and flips, as config.test.tta sets them;
+    file_format: one of FORMATS, or None for the class indices and an overlay. Raises UserError for anything the user
+    can correct and, at the end, if some images could not be predicted.
+    """
+    images = find_images(inputs)
+    check_output(output, images, inputs)
+    config, model, variables = load(checkpoint, config, ema)
+    file_values = FORMATS[file_format] if file_format else None
+    if file_values and len(file_values) != config.model.num_classes:
+        raise UserError(
+            f"--format={file_format} is for networks of {len(file_values)} classes; this one has "
+            f"{config.model.num_classes}."
+        )
+    predictor = Predictor(config, model, variables, inference_settings(config, tta))
+    names, palette = class_names_and_palette(config)
+    say(
+        f"{config.model.backbone} ISNet, {config.model.num_classes} classes, {sharding.describe(predictor.mesh)}, "
+        f"{len(images)} image{'s' if len(images) > 1 else ''}"
+    )
+    with translating_disk_and_memory_errors(f"The prediction into {output}", "--output", RESUME_HINT, MEMORY_ADVICE):
+        num_failures, pixels = predict_files(predictor, images, output, palette, file_values)
+    num_predicted = len(images) - num_failures
+    if num_predicted:
+        shares = pixels / pixels.sum()
+        frequent = [i for i in pixels.argsort()[::-1][:MOST_FREQUENT] if pixels[i]]
+        say("most frequent classes: " + ", ".join(f"{names[i]} {100 * shares[i]:.1f} %" for i in frequent))
+        say(f"{num_predicted} image{'s' if num_predicted > 1 else ''} predicted: {output}")
+    if num_failures:
+        raise UserError(
+            f"{num_failures} of {len(images)} images could not be predicted, for the reasons above. Repair those "
+            f"files or leave them out; {num_predicted or 'no'} predictions are in {output}."
+        )
+
+
+def find_images(inputs: Sequence[str | Path]) -> dict[Path, Path]:
+    """{name in the output, relative and without suffix: path} of the images in `inputs`, files and folders.
+
+    A folder contributes all images below it, recognised by their suffix, except hidden ones. Raises UserError for a
+    path that does not exist, for a folder without images, and if two images would have the same name.
+    """
+    images: dict[Path, Path] = {}
+    for given in inputs:
+        path = Path(given)
+        if path.is_dir():
+            named = _images_below(path)
+            if not named:
+                raise UserError(f"The folder {given} holds no images ({', '.join(decoding.SUFFIXES)}).")
+        elif path.exists():
+            named = [(Path(path.name), path)]
+        else:
+            raise UserError(f"The image or folder {given} does not exist.")
+        for name, file in named:
+            name = name.with_suffix("")
+            if name in images:
+                raise UserError(
+                    f"{images[name]} and {file} would both be written to {name}.png: rename one, or predict "
+                    "them into different --output directories."
+                )
+            images[name] = file
+    return images
+
+
+def _images_below(folder: Path) -> list[tuple[Path, Path]]:
+    """(path relative to the folder, path) of the images below it that are not hidden."""
+
+    def fail(error: OSError) -> None:
+        raise UserError(f"The folder {error.filename} cannot be read ({error.strerror}).")
+
+    paths = sorted(
+        Path(directory) / name
+        for directory, _, names in os.walk(folder, onerror=fail)
+        for name in names
+        if name.lower().endswith(decoding.SUFFIXES)
+    )
+    named = [(path.relative_to(folder), path) for path in paths]
+    return [(name, path) for name, path in named if not any(part.startswith(".") for part in name.parts)]
+
+
+def check_output(output: str | Path, images: Mapping[Path, Path], inputs: Sequence[str | Path]) -> None:
+    """Raises UserError if writing to the directory `output` would touch an input, or anything outside `output`."""
+    root = Path(output).resolve()
+    for given in inputs:
+        path = Path(given).resolve()
+        if root == path.parent and path.is_file() or path.is_dir() and root.is_relative_to(path):
+            raise UserError(
+                f"--output={output} is where the images of {given} are; choose a directory apart from them."
+            )
+    paths = {path.resolve(): path for path in images.values()}
+    for name in images:
+        for target in output_paths(root, name):
+            if target in paths:
+                raise UserError(
+                    f"With --output={output}, {paths[target]}, an image to predict, would be overwritten; choose "
+                    "another directory."
+                )
+    for parent in {name.parent for name in images}:
+        if not (root / parent).resolve().is_relative_to(root):
+            raise UserError(
+                f"{Path(output) / parent} leads out of --output={output} by a symbolic link: remove the "
+                "link, or choose another directory."
+            )
+
+
+def output_paths(root: Path, name: Path) -> tuple[Path, Path]:
+    """The files written for an image: its prediction, and the overlay."""
+    return root / name.with_name(f"{name.name}.png"), root / name.with_name(f"{name.name}_overlay.jpg")
+
+
+def overlay(image: np.ndarray, prediction: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
+    """uint8 (H, W, 3): the mean of the image and the colours of its prediction (H, W), with white outlines."""
+    colors = pictures.colorize(prediction, palette)
+    result = cv2.addWeighted(image, 0.5, colors, 0.5, 0)
+    is_outline = np.zeros(prediction.shape, bool)
+    is_outline[1:] |= prediction[1:] != prediction[:-1]
+    is_outline[:, 1:] |= prediction[:, 1:] != prediction[:, :-1]
+    result[is_outline] = 255
+    return result
+
+
+def save_image(path: Path, image: Image.Image, **options: int) -> None:
+    """Writes a Pillow image atomically, as PNG or JPEG by its suffix, and creates its parent directories."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.atomic_write(path) as partial:
+        image.save(partial, {".png": "PNG", ".jpg": "JPEG"}[path.suffix], **options)
+
+
+def _write(
+    root: Path,
+    task: Task,
+    image: np.ndarray,
+    prediction: np.ndarray,
+    palette: Sequence[Sequence[int]],
+    file_values: Sequence[int] | None,
+) -> np.ndarray:
+    """Writes the files of an image; returns the pixels of each class, int64 (256,)."""
+    png, jpg = output_paths(root, task.name)
+    if file_values:
+        save_image(png, Image.fromarray(np.array(file_values, np.uint8)[prediction]))
+    else:
+        indices = Image.fromarray(prediction)
+        indices.putpalette(pictures.colorize(np.arange(256), palette).tobytes())
+        save_image(png, indices)
+        save_image(jpg, Image.fromarray(overlay(image, prediction, palette)), quality=90)
+    return np.bincount(prediction.ravel(), minlength=256)
+
+
+def predict_files(
+    predictor: Predictor,
+    images: Mapping[Path, Path],
+    root: Path,
+    palette: Sequence[Sequence[int]],
+    file_values: Sequence[int] | None,
+) -> tuple[int, np.ndarray]:
+    """Predicts and writes {name: path}; returns the number of failures, and the pixels of each class in the others.
+
+    file_values: the value written for each class, or None for class indices with a palette, and an overlay.
+    """
+    failures: list[UserError] = []
+
+    def on_failure(error):
+        failures.append(error)
+        tqdm.tqdm.write(printable(f"skipped: {error}"), file=sys.stderr)
+
+    root.mkdir(parents=True, exist_ok=True)  # first, so that a failure costs no work
+    tasks = _read_headers(images, on_failure)
+    write = functools.partial(_write, root, palette=palette, file_values=file_values)
+    workers = min(16, os.cpu_count() or 1)
+    pixels = np.zeros(256, np.int64)
+    writing: collections.deque[concurrent.futures.Future] = collections.deque()
+    with (
+        concurrent.futures.ThreadPoolExecutor(workers) as pool,
+        tqdm.tqdm(total=len(tasks), desc="predicting", unit=" images", disable=None) as bar,
+    ):
+        for result in predictor(tasks, on_failure) if tasks else ():
+            writing.append(pool.submit(write, *result))
+            while len(writing) > 2 * workers or writing and writing[0].done():
+                pixels += writing.popleft().result()
+                bar.update()
+        for future in writing:
+            pixels += future.result()
+            bar.update()
+    return len(failures), pixels
+
+
+def _read_headers(images: Mapping[Path, Path], on_failure: Callable[[UserError], None]) -> list[Task]:
+    def read(item):
+        name, path = item
+        try:
+            return Task(path, name, decoding.read_header(path))
+        except UserError as error:
+            on_failure(error)
+            return None
+
+    tasks = map_in_order(read, images.items())
+    bar = tqdm.tqdm(tasks, "reading headers", len(images), leave=False, unit=" images", disable=None)
+    return [task for task in bar if task]

@@ -1,0 +1,48 @@
+"""Scores, differences, numbers and classes as the report shows them."""
+
+import math
+from typing import NamedTuple
+
+from isnet_jax.evaluation.results import Results
+
+SIGNS = {"up": "+", "down": "\N{MINUS SIGN}", "same": "\N{PLUS-MINUS SIGN}"}
+
+
+class Change(NamedTuple):
+    """A signed difference of two scores, in percentage points."""
+
+    direction: str  # "up", "down" or "same", which are classes of the style sheet
+    text: str
+
+
+class ClassLabel(NamedTuple):
+    """A class of the data set."""
+
+    number: int
+    name: str
+    color: str  # in CSS
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with two decimals, a dash for NaN."""
+    return f"{100 * share:.2f}" if math.isfinite(share) else "\N{EN DASH}"
+
+
+def change_from(share: float, reference: float) -> Change | None:
+    """The change from a reference share to `share`, None where either is NaN."""
+    if not math.isfinite(share - reference):
+        return None
+    points = round(100 * (share - reference), 2)
+    direction = "up" if points > 0 else "down" if points < 0 else "same"
+    return Change(direction, f"{SIGNS[direction]}{abs(points):.2f}")
+
+
+def grouped(number: int) -> str:
+    """An integer with its digits in groups of three."""
+    return f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def class_labels(evaluation: Results) -> list[ClassLabel]:
+    """The K classes of an evaluation."""
+    colors = ["#{:02x}{:02x}{:02x}".format(*rgb) for rgb in evaluation.record["palette"]]
+    return [ClassLabel(k, name, color) for k, (name, color) in enumerate(zip(evaluation.names, colors))]

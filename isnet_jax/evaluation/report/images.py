@@ -1,0 +1,67 @@
+"""Pictures of the report as data URIs: photographs, class maps, errors, the confusion matrix of many classes."""
+
+import base64
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from isnet_jax.labels import IGNORED
+
+MAX_SIDE = 480  # of a thumbnail, in pixels
+JPEG_QUALITY = 82
+ERROR_COLOR = 214, 40, 40
+HIT_COLOR, MISS_COLOR = [64, 132, 208], [218, 98, 46]  # of the confusion matrix
+
+
+def photo(pixels: np.ndarray) -> str:
+    """RGB pixels (H, W, 3), uint8, as a JPEG thumbnail."""
+    picture = _thumbnail(Image.fromarray(pixels), Image.Resampling.LANCZOS)
+    return _data_uri(picture, "jpeg", quality=JPEG_QUALITY)
+
+
+def class_map(classes: np.ndarray, palette: Sequence[Sequence[int]]) -> str:
+    """Classes (H, W) as a PNG thumbnail in the colours of the palette; ignored pixels are black."""
+    colors = np.zeros((256, 3), np.uint8)
+    colors[: len(palette)] = palette
+    picture = Image.fromarray(np.asarray(classes, np.uint8)).convert("L")
+    picture.putpalette(colors.tobytes())  # "L" becomes "P", the indices stay
+    return _data_uri(_thumbnail(picture, Image.Resampling.NEAREST), "png", optimize=True)
+
+
+def error_map(image: np.ndarray, ground_truth: np.ndarray, prediction: np.ndarray) -> str:
+    """A JPEG of the image (H, W, 3) in pale grey, with errors in red and ignored pixels in dark grey."""
+    grey = image.mean(-1, keepdims=True)
+    shown = np.where((ground_truth == IGNORED)[..., None], 0.3 * grey + 40, 0.45 * grey + 130)
+    shown = np.where((ground_truth != prediction)[..., None], 0.25 * grey + 0.75 * np.array(ERROR_COLOR), shown)
+    return photo(np.broadcast_to(shown, image.shape).astype(np.uint8))
+
+
+def confusion_map(confusion: np.ndarray) -> str:
+    """A confusion matrix (K, K) as a PNG of K x K pixels: hits blue, confusions orange.
+
+    The opacity of a pixel is its share of the row's class, so that the background of the page shows through. For
+    confusions it is the square root of the share, which makes rare ones visible.
+    """
+    share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    diagonal = np.eye(len(confusion), dtype=bool)
+    opacity = np.where(diagonal, share, np.sqrt(share))
+    picture = Image.fromarray((np.round(opacity * 127) + 128 * ~diagonal).astype(np.uint8)).convert("L")
+    picture.putpalette(HIT_COLOR * 128 + MISS_COLOR * 128)  # "L" becomes "P", the values stay
+    picture.info["transparency"] = bytes(2 * i for i in range(128)) * 2
+    return _data_uri(picture, "png", optimize=True)
+
+
+def _thumbnail(picture: Image.Image, resampling: Image.Resampling) -> Image.Image:
+    scale = MAX_SIDE / max(picture.size)
+    if scale >= 1:
+        return picture
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    return picture.resize((width, height), resampling)
+
+
+def _data_uri(picture: Image.Image, kind: str, **options: int) -> str:
+    stream = io.BytesIO()
+    picture.save(stream, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"

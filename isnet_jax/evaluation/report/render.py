@@ -1,0 +1,55 @@
+"""The report on an evaluation as one self-contained HTML page.
+
+Templates escape all text (autoescape) and fail on a name that does not exist (StrictUndefined).
+"""
+
+from pathlib import Path
+
+import jinja2
+
+from isnet_jax.errors import UserError
+from isnet_jax.evaluation import results
+from isnet_jax.evaluation.report import formatting
+from isnet_jax.evaluation.report.sections import header, sections
+from isnet_jax.evaluation.results import Results
+from isnet_jax.runtime.console import say
+from isnet_jax.runtime.files import atomic_write_text
+
+ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.PackageLoader("isnet_jax.evaluation.report"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+ENVIRONMENT.filters |= {"percent": formatting.percent, "change_from": formatting.change_from}
+
+
+def write_report(directory: str, other: str | None = None, output: str | None = None) -> None:
+    """Writes the page on the evaluation in a directory, and prints where.
+
+    other: the directory of an evaluation to compare with; output: the file, by default report.html in the directory.
+    Raises UserError if an evaluation cannot be read or compared, or the file cannot be written.
+    """
+    page = render(results.load(directory), results.load(other) if other else None)
+    path = Path(output or Path(directory) / "report.html")
+    try:
+        atomic_write_text(path, page)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); choose another --output.") from None
+    say(f"{path}: {len(page) / 1e6:.1f} MB, open it in a browser")
+
+
+def render(evaluation: Results, other: Results | None = None) -> str:
+    """The page, in ASCII, so that no encoding can garble it.
+
+    other: an evaluation to compare with. Raises UserError unless it is of the same images and classes.
+    """
+    if other:
+        other = results.align(evaluation, other)
+    page = ENVIRONMENT.get_template("report.html").render(
+        header=header(evaluation),
+        sections=sections(evaluation, other),
+        directory=evaluation.directory.resolve(),
+    )
+    return page.encode("ascii", "xmlcharrefreplace").decode()

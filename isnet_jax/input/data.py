@@ -1,0 +1,64 @@
+"""The data of a run: splits, class names, batches of an epoch, and the plan of an evaluation."""
+
+import functools
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from isnet_jax import datasets
+from isnet_jax.errors import UserError
+from isnet_jax.input import pipeline
+from isnet_jax.input.buckets import Buckets
+from isnet_jax.input.records import Records
+from isnet_jax.runtime import sharding
+
+
+class Data:
+    """The splits of a prepared data set, as `config` uses them. The training split is opened on first use."""
+
+    def __init__(self, config: ConfigDict, builder: tfds.core.DatasetBuilder, mesh: Mesh):
+        metadata = builder.info.metadata
+        self.config, self.builder = config, builder
+        self.class_names: list[str] = list(metadata["names"])
+        self.palette: list[list[int]] = [list(map(int, color)) for color in metadata["palette"]]
+        self.evaluation: Records = pipeline.open_split(builder, config.data.eval_split)
+        self.image_names, *sides = zip(*metadata["examples"][config.data.eval_split])
+        self.eval_sizes = pipeline.eval_sizes(np.stack(sides, axis=1).tolist(), config)
+        self.eval_batch_size = sharding.round_up_batch_size(config.test.batch_size, mesh)
+
+    @functools.cached_property
+    def training(self) -> Records:
+        """The training split; raises UserError naming the valid ones."""
+        return pipeline.open_split(self.builder, self.config.data.train_split)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches of the training split; raises UserError if there is none."""
+        return pipeline.steps_per_epoch(len(self.training), self.config)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.steps_per_epoch * self.config.train.epochs
+
+    def eval_plan(self, done: np.ndarray | tuple = ()) -> tuple[list[pipeline.EvalBatch], Buckets]:
+        """Batches in which every example but those `done` (indices) occurs once, and their shape buckets."""
+        return pipeline.eval_plan(self.eval_sizes, self.eval_batch_size, self.config.test.max_shape_buckets, done)
+
+
+def open_data(config: ConfigDict, mesh: Mesh) -> Data:
+    """Opens the data set of `config.data`, and prepares it first if needed.
+
+    Raises UserError if it cannot be prepared or opened, or has another number of classes than `config.model`.
+    """
+    data = config.data
+    builder = datasets.load(data.name, data.data_dir, data.source, data.folder)
+    num_classes = len(builder.info.metadata["names"])
+    if config.model.num_classes != num_classes:
+        raise UserError(
+            f"config.model.num_classes is {config.model.num_classes}, but the data set {data.name} has {num_classes} "
+            f"classes; set it to {num_classes}."
+        )
+    return Data(config, builder, mesh)

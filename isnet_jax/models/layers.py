@@ -1,0 +1,268 @@
+"""Layers with PyTorch's arithmetic, for NHWC activations that may carry padding.
+
+Shapes: B images, H x W pixels, C channels. Layers compute in the dtype of their activations; parameters and batch
+statistics stay float32 (or whatever dtype they were given in).
+
+A `mask` (B, H, W, 1) marks the pixels that are not padding. Every layer that mixes pixels leaves zeros outside the
+mask, so that the next convolution sees the zero border that PyTorch pads with: results inside the mask do not depend on
+the padding. `mask=None` means no padding. An integer mask gives the number of pixels each entry stands for, which is
+its weight in batch norm.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Bool, Float, Int, Shaped
+
+Array = jax.Array | np.ndarray  # traced or not
+Mask = Shaped[Array, "b _ _ 1"]  # bool, or int: pixels per entry; at the resolution of what it masks
+Sizes = Int[Array, "b 2"]  # (height, width) of each image
+
+EPSILON, MOMENTUM = 1e-5, 0.1  # of batch norm, in PyTorch's sense
+
+
+def valid_mask(
+    size: Sizes, height: int, width: int, offset: Sizes | None = None
+) -> Bool[Array, "b {height} {width} 1"]:
+    """True inside each image's region of `size` = (h, w), which starts at `offset` = (top, left), by default (0, 0)."""
+    row, column = jnp.arange(height)[None, :, None], jnp.arange(width)[None, None]
+    top, left = (0, 0) if offset is None else (offset[:, i, None, None] for i in (0, 1))
+    h, w = (size[:, i, None, None] for i in (0, 1))
+    inside = (row >= top) & (row < top + h) & (column >= left) & (column < left + w)
+    return inside[..., None]
+
+
+def masks_by_stride(
+    size: Sizes | None, height: int, width: int, strides: Iterable[int] = (1, 2, 4, 8)
+) -> tuple[dict[int, Sizes | None], dict[int, Mask | None]]:
+    """Sizes and masks of padded images (B, height, width) at each stride; None throughout if `size` is None.
+
+    Every layer of stride 2 rounds up.
+    """
+    sizes: dict[int, Sizes | None] = {}
+    masks: dict[int, Mask | None] = {}
+    for stride in strides:
+        sizes[stride] = None if size is None else -(-size // stride)
+        masks[stride] = None if size is None else valid_mask(sizes[stride], -(-height // stride), -(-width // stride))
+    return sizes, masks
+
+
+def apply_mask(x: Shaped[Array, "b h w c"], mask: Mask | None) -> Shaped[Array, "b h w c"]:
+    """x with zeros outside the mask."""
+    return x if mask is None else jnp.where(mask != 0, x, jnp.zeros((), x.dtype))
+
+
+def masked_mean(x: Float[Array, "b h w c"], mask: Mask | None) -> Float[Array, "b 1 1 c"]:
+    """Mean over the pixels of the mask, accumulated in float32 or wider."""
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    if mask is None:
+        return x.mean((1, 2), keepdims=True, dtype=dtype).astype(x.dtype)
+    total = apply_mask(x, mask).sum((1, 2), keepdims=True, dtype=dtype)
+    return (total / mask.sum((1, 2), keepdims=True)).astype(x.dtype)
+
+
+def precision(dtype: jnp.dtype) -> lax.Precision:
+    """float32 means float32 on every device; by default JAX multiplies in bfloat16 or TF32 on accelerators."""
+    return lax.Precision.DEFAULT if dtype == jnp.bfloat16 else lax.Precision.HIGHEST
+
+
+def matmul(x: Float[Array, "*n i"], kernel: Float[Array, "i o"]) -> Float[Array, "*n o"]:
+    """x @ kernel in x's dtype."""
+    return jnp.matmul(x, kernel.astype(x.dtype), precision=precision(x.dtype))
+
+
+def uniform_fan_in(fan_in: int) -> Callable[..., Array]:
+    """PyTorch's default for convolution kernels and biases: uniform in +-1/sqrt(fan_in)."""
+    bound = fan_in**-0.5
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class Conv(nn.Module):
+    """Convolution with symmetric padding; kernels are (kh, kw, I / groups, O)."""
+
+    features: int
+    kernel_size: int = 1
+    stride: int = 1
+    dilation: int = 1
+    groups: int = 1
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w i"], image_vector: Float[Array, "b 1 1 g"] | None = None
+    ) -> Float[Array, "b h2 w2 o"]:
+        """x -> (B, ceil(H / stride), ceil(W / stride), features).
+
+        With `image_vector`, the 1x1 convolution of concat(image_vector broadcast, x), without building it: the
+        vector's part of the product is one row per image.
+        """
+        k, extra = self.kernel_size, 0 if image_vector is None else image_vector.shape[-1]
+        in_features = x.shape[-1] // self.groups + extra
+        init = uniform_fan_in(k * k * in_features)
+        kernel = self.param("kernel", init, (k, k, in_features, self.features))
+        if k == 1:  # a matrix product is faster than the same convolution on every backend
+            y = matmul(x[:, :: self.stride, :: self.stride], kernel[0, 0, extra:])
+            if image_vector is not None:
+                y = y + matmul(image_vector, kernel[0, 0, :extra])
+        else:
+            padding = self.dilation * (k // 2)
+            y = lax.conv_general_dilated(
+                x,
+                kernel.astype(x.dtype),
+                window_strides=(self.stride,) * 2,
+                padding=((padding, padding),) * 2,
+                rhs_dilation=(self.dilation,) * 2,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=self.groups,
+                precision=precision(x.dtype),
+            )
+        return y + self.param("bias", init, (self.features,)).astype(y.dtype) if self.use_bias else y
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation as in PyTorch: epsilon 1e-5, momentum 0.1, unbiased running variance.
+
+    Under `jit` over a mesh the statistics cover the global batch (synchronised batch norm).
+    """
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "*n c"], train: bool, weight: Shaped[Array, "*n 1"] | None = None
+    ) -> Float[Array, "*n c"]:
+        """x normalised, in its own dtype; `weight` gives the number of pixels each entry stands for."""
+        shape, dtype = (x.shape[-1],), jnp.promote_types(x.dtype, jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, shape).astype(dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape).astype(dtype)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        num_batches = self.variable("batch_stats", "num_batches_tracked", jnp.zeros, (), jnp.int32)
+        mean, var = running_mean.value.astype(dtype), running_var.value.astype(dtype)
+        if train:
+            mean, var, count = batch_statistics(x.astype(dtype), weight, mean)
+            if not self.is_initializing():
+                unbiased = var * (count / jnp.maximum(count - 1, 1))
+                for running, new in ((running_mean, mean), (running_var, unbiased)):
+                    updated = (1 - MOMENTUM) * running.value + MOMENTUM * new
+                    running.value = updated.astype(running.value.dtype)
+                num_batches.value = num_batches.value + 1
+        y = (x.astype(dtype) - mean) * (lax.rsqrt(var + EPSILON) * scale) + bias
+        return y.astype(x.dtype)
+
+
+def batch_statistics(
+    x: Float[Array, "*n c"], weight: Shaped[Array, "*n 1"] | None, shift: Float[Array, " c"]
+) -> tuple[Float[Array, " c"], Float[Array, " c"], Float[Array, ""]]:
+    """Mean, biased variance and count of x, in one pass over the data.
+
+    Subtracting `shift`, the running mean, changes nothing in exact arithmetic. Once it is close to the mean of the
+    batch, it keeps E[x^2] - E[x]^2 from cancelling in float32.
+    """
+    axes = tuple(range(x.ndim - 1))
+    x = x - lax.stop_gradient(shift)
+    if weight is None:
+        count = jnp.asarray(x.size // x.shape[-1], x.dtype)
+        first, second = x.mean(axes), (x * x).mean(axes)
+    else:
+        weight = weight.astype(x.dtype)
+        count = weight.sum()
+        first, second = (weight * x).sum(axes) / count, (weight * x * x).sum(axes) / count
+    return first + shift, jnp.maximum(second - first * first, 0), count
+
+
+class ConvBNAct(nn.Module):
+    """Convolution, batch norm, activation (None: linear), and zeros outside the mask."""
+
+    features: int
+    kernel_size: int = 1
+    stride: int = 1
+    dilation: int = 1
+    groups: int = 1
+    use_bias: bool = False
+    act: Callable | None = nn.relu
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w i"],
+        train: bool,
+        mask: Mask | None = None,
+        image_vector: Float[Array, "b 1 1 g"] | None = None,
+    ) -> Float[Array, "b h2 w2 o"]:
+        """x -> (B, H', W', features); the mask is at the output's resolution, `image_vector` as in Conv."""
+        conv = Conv(
+            self.features, self.kernel_size, self.stride, self.dilation, self.groups, self.use_bias, name="conv"
+        )
+        y = BatchNorm(name="bn")(conv(x, image_vector), train, mask)
+        return apply_mask(y if self.act is None else self.act(y), mask)
+
+
+def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    """3x3/2 maximum; x must not be negative, so that zeros of the border and of the padding never win."""
+    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+
+def _window_sum(x: Array, window: int, padding: Sequence[tuple[int, int]]) -> Array:
+    return lax.reduce_window(
+        x, np.zeros((), x.dtype), lax.add, (1, window, window, 1), (1, 2, 2, 1), ((0, 0), *padding, (0, 0))
+    )
+
+
+def avg_pool_3x3(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    """3x3/2 mean that counts the zero border as pixels (ResNeSt, inside strided blocks)."""
+    return _window_sum(x, 3, ((1, 1), (1, 1))) / 9
+
+
+def avg_pool_2x2(x: Float[Array, "b h w c"], mask: Mask | None) -> Float[Array, "b h2 w2 c"]:
+    """2x2/2 mean in ceil mode that counts no padding (ResNeSt, on the shortcut)."""
+    padding = ((0, x.shape[1] % 2), (0, x.shape[2] % 2))
+    valid = jnp.ones((1, *x.shape[1:3], 1), x.dtype) if mask is None else mask.astype(x.dtype)
+    return _window_sum(x, 2, padding) / jnp.maximum(_window_sum(valid, 2, padding), 1)
+
+
+def interpolation_matrix(
+    out_length: int,
+    in_length: int,
+    out_size: int | Int[Array, "*b"],
+    in_size: int | Int[Array, "*b"],
+    dtype: jnp.dtype = jnp.float32,
+    scale: float | None = None,
+) -> Float[Array, "*b {out_length} {in_length}"]:
+    """Weights of bilinear resizing, align_corners=False, along one axis.
+
+    The first `in_size` of `in_length` samples become the first `out_size` of `out_length`; the sizes may be traced.
+    Positions follow the ratio of the sizes, or `scale` if given. As in PyTorch, they are clamped to the samples, and
+    downsampling is not antialiased.
+    """
+    in_size, out_size = jnp.asarray(in_size)[..., None], jnp.asarray(out_size)[..., None]
+    step = in_size.astype(dtype) / out_size.astype(dtype) if scale is None else 1 / scale
+    position = (jnp.arange(out_length, dtype=dtype) + 0.5) * step - 0.5
+    position = jnp.clip(position, 0, in_size.astype(dtype) - 1)
+    return jnp.maximum(0, 1 - jnp.abs(position[..., None] - jnp.arange(in_length, dtype=dtype)))
+
+
+def resize(
+    x: Float[Array, "b h w c"],
+    shape: Sequence[int],
+    in_size: Sizes | None = None,
+    out_size: Sizes | None = None,
+    scale: float | None = None,
+) -> Float[Array, "b h2 w2 c"]:
+    """Bilinear resize (align_corners=False, no antialiasing) to (B, *shape, C).
+
+    With `in_size` and `out_size`, each image's valid region is resized to the valid region of its output; values
+    outside are unspecified. `scale` as in `interpolation_matrix`.
+    """
+    if x.shape[1:3] == tuple(shape) and in_size is None and scale is None:
+        return x
+    in_size = jnp.asarray(x.shape[1:3]) if in_size is None else in_size
+    out_size = jnp.asarray(shape) if out_size is None else out_size
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    rows, columns = (
+        interpolation_matrix(shape[i], x.shape[1 + i], out_size[..., i], in_size[..., i], dtype, scale) for i in (0, 1)
+    )
+    y = jnp.einsum("...oh,...hwc->...owc", rows.astype(x.dtype), x, precision=precision(x.dtype))
+    return jnp.einsum("...ow,...hwc->...hoc", columns.astype(x.dtype), y, precision=precision(x.dtype))

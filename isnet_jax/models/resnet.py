@@ -1,0 +1,93 @@
+"""ResNet v1c at output stride 8 (He et al., CVPR 2016; 3x3 stem of the "bag of tricks" paper, CVPR 2019)."""
+
+import flax.linen as nn
+from jaxtyping import Float
+
+from isnet_jax.models.layers import Array, ConvBNAct, Mask, apply_mask, max_pool
+
+STRIDES, DILATIONS = (1, 2, 1, 1), (1, 1, 2, 4)  # per stage: output stride 8
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions (ResNet-18 and -34); only the first is dilated."""
+
+    planes: int
+    stride: int
+    dilation: int
+    project: bool
+
+    expansion = 1
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], train: bool, in_mask: Mask | None, mask: Mask | None
+    ) -> Float[Array, "b h2 w2 o"]:
+        """x -> (B, ceil(H / stride), ceil(W / stride), planes); masks at the block's input and output."""
+        y = ConvBNAct(self.planes, 3, self.stride, self.dilation, name="conv1")(x, train, mask)
+        y = ConvBNAct(self.planes, 3, act=None, name="conv2")(y, train, mask)
+        if self.project:
+            x = ConvBNAct(self.planes, 1, self.stride, act=None, name="downsample")(x, train, mask)
+        return nn.relu(x + y)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (strided, dilated), 1x1 convolutions (ResNet-50, -101 and -152)."""
+
+    planes: int
+    stride: int
+    dilation: int
+    project: bool
+
+    expansion = 4
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], train: bool, in_mask: Mask | None, mask: Mask | None
+    ) -> Float[Array, "b h2 w2 o"]:
+        """x -> (B, ceil(H / stride), ceil(W / stride), 4 planes); masks at the block's input and output."""
+        y = ConvBNAct(self.planes, 1, name="conv1")(x, train, in_mask)
+        y = ConvBNAct(self.planes, 3, self.stride, self.dilation, name="conv2")(y, train, mask)
+        y = ConvBNAct(4 * self.planes, 1, act=None, name="conv3")(y, train, mask)
+        if self.project:
+            x = ConvBNAct(4 * self.planes, 1, self.stride, act=None, name="downsample")(x, train, mask)
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """Stem and four stages; `block` is BasicBlock, Bottleneck or ResNeSt's block."""
+
+    block: type
+    depths: tuple[int, ...]
+    stem_channels: int = 64
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w 3"], train: bool, masks: dict[int, Mask | None]
+    ) -> tuple[Float[Array, "b _ _ _"], ...]:
+        """x -> the outputs of the four stages; masks: of the strides 2, 4 and 8."""
+        half = self.stem_channels // 2
+
+        def stem(_, x):
+            for i, (features, stride) in enumerate(((half, 2), (half, 1), (self.stem_channels, 1))):
+                x = ConvBNAct(features, 3, stride, name=f"stem{i + 1}")(x, train, masks[2])
+            return apply_mask(max_pool(x), masks[4])
+
+        x = (nn.remat(stem) if self.remat else stem)(self, x)
+        block = nn.remat(self.block, static_argnums=(2,)) if self.remat else self.block
+        outputs, output_stride = [], 4
+        for stage, (depth, stage_stride, dilation) in enumerate(zip(self.depths, STRIDES, DILATIONS)):
+            planes = 64 * 2**stage
+            for i in range(depth):
+                stride = stage_stride if i == 0 else 1
+                in_mask, mask = masks[output_stride], masks[output_stride * stride]
+                x = block(
+                    planes,
+                    stride,
+                    dilation=max(dilation // 2, 1) if i == 0 else dilation,
+                    project=stride > 1 or x.shape[-1] != planes * self.block.expansion,
+                    name=f"layer{stage + 1}_{i}",
+                )(x, train, in_mask, mask)
+                output_stride *= stride
+            outputs.append(x)
+        return tuple(outputs)

@@ -1,0 +1,129 @@
+"""Bounds on untrusted images, checked before anything is decoded. This module does not import TensorFlow.
+
+A few bytes can declare gigapixels, demand a thousand passes over them, or hold text that inflates without end.
+"""
+
+import errno
+import os
+import stat
+import struct
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+
+MAX_PIXELS, MAX_SIDE = 100_000_000, 65_500  # libjpeg's own limit on a side
+MAX_BYTES = 9 * MAX_PIXELS  # of a file: 16 bits with alpha take 8 bytes a pixel
+MAX_SCANS = 100  # of a JPEG, each a pass over all pixels; encoders write about ten
+MAX_RUN_LENGTH_PIXELS = 10_000_000  # of a run-length encoded BMP, which Pillow decodes in Python
+PIXEL_CHUNKS = b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"  # the PNG chunks that pixels depend on
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"  # signatures
+TOO_LARGE = f"has more than {MAX_PIXELS // 10**6} megapixels or a side of more than {MAX_SIDE} pixels, the limits"
+
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS takes its place
+
+
+class TooLarge(Image.DecompressionBombError):
+    """An image beyond the bounds, with a message such as "has more than ...".
+
+    It is a DecompressionBombError, since Pillow's own bound may be reached first.
+    """
+
+    def __init__(self, text: str = TOO_LARGE):
+        super().__init__(text)
+
+
+def check_size(width: int, height: int) -> None:
+    """Raises TooLarge for an image with too many pixels or too long a side."""
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise TooLarge
+
+
+def read(path: str | Path) -> bytes:
+    """The bytes of a regular file; raises OSError, or TooLarge for a file larger than any image within the bounds."""
+    check_file(path)
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def check_file(path: str | Path) -> None:
+    """Raises OSError for anything but a regular file, such as a named pipe, and TooLarge as `read` does."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    if status.st_size > MAX_BYTES:
+        raise TooLarge(f"has more than {MAX_BYTES // 10**6} MB, the limit")
+
+
+def open_image(file: str | Path | BinaryIO, formats: tuple[str, ...]) -> Image.Image:
+    """A Pillow image of a path or a binary file, not decoded yet.
+
+    Raises Pillow's errors for a damaged file or another format, and DecompressionBombError for a large image.
+    """
+    image = Image.open(file, formats=formats)
+    check_size(*image.size)
+    if image.tile and image.tile[0][0] == "bmp_rle" and image.width * image.height > MAX_RUN_LENGTH_PIXELS:
+        raise TooLarge(f"is a compressed BMP of more than {MAX_RUN_LENGTH_PIXELS // 10**6} megapixels, the limit")
+    return image
+
+
+def decodable(data: bytes) -> bytes:
+    """The bytes of a JPEG, or of a PNG without the chunks that its pixels do not depend on, safe for any decoder.
+
+    Raises ValueError for another format, and for an image that is damaged or too large.
+    """
+    try:
+        if data.startswith(JPEG):
+            check_size(*_jpeg_size(data))
+            check_scans(data)
+            return data
+        if not data.startswith(PNG) or data[12:16] != b"IHDR" or len(data) < 33:
+            raise ValueError("it is neither a JPEG nor a PNG image")
+        check_size(*struct.unpack_from(">II", data, 16))
+        return _pixel_chunks(data)
+    except TooLarge as error:
+        raise ValueError(f"it {error}") from None
+
+
+def check_scans(data: bytes) -> None:
+    """Raises TooLarge for a JPEG with too many scans; the marker of a scan cannot occur inside one."""
+    if data.count(b"\xff\xda") > MAX_SCANS:
+        raise TooLarge(f"has more than {MAX_SCANS} scans, the limit")
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    """Width and height, found the way libjpeg finds them, so that both agree; raises ValueError."""
+    at = len(JPEG)
+    while True:
+        at = data.find(b"\xff", at)
+        while 0 <= at < len(data) and data[at] == 0xFF:
+            at += 1
+        if at < 0 or at + 8 > len(data):
+            raise ValueError("it is a JPEG image without a header")
+        kind, at = data[at], at + 1
+        if kind in range(0xC0, 0xD0) and kind not in (0xC4, 0xC8, 0xCC):  # SOF; the three hold tables and extensions
+            height, width = struct.unpack_from(">HH", data, at + 3)
+            return width, height
+        if kind in (0xD8, 0xD9, 0xDA):  # a start, the end or a scan before any SOF
+            raise ValueError("it is a damaged JPEG image")
+        if kind not in (0x00, 0x01, *range(0xD0, 0xD8)):  # these have no content
+            at += max(struct.unpack_from(">H", data, at)[0], 2)
+
+
+def _pixel_chunks(data: bytes) -> bytes:
+    """A PNG with its PIXEL_CHUNKS alone.
+
+    Decoders inflate compressed text, and OpenCV allocates whatever length a chunk claims.
+    """
+    parts, at, kind = [data[: len(PNG)]], len(PNG), b""
+    while at < len(data) and kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", data, at) if at + 12 <= len(data) else (len(data), b"")
+        if at + 12 + length > len(data):
+            raise ValueError("it is a truncated PNG image")
+        if kind == b"IHDR" and at > len(PNG):
+            raise ValueError("it is a PNG image with two headers")
+        if kind in PIXEL_CHUNKS:
+            parts.append(data[at : at + 12 + length])
+        at += 12 + length
+    return b"".join(parts) if sum(map(len, parts)) < len(data) else data

@@ -1,0 +1,117 @@
+"""The log of a run: console lines, a progress bar, metrics.jsonl and TensorBoard events."""
+
+import contextlib
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import tqdm
+from ml_collections import ConfigDict
+from tensorboardX import SummaryWriter
+
+from isnet_jax.evaluation.results import read_metrics
+from isnet_jax.runtime import distributed
+from isnet_jax.runtime.console import duration, say
+from isnet_jax.runtime.files import atomic_write_text
+
+METRICS_FILE = "metrics.jsonl"
+LOSSES = "auxiliary", "stage1", "stage2", "total"
+
+
+class Log:
+    """The log of one run, from step `first`; only the first process writes and prints.
+
+    Rows that an earlier start logged after `first` are dropped: those steps are about to be repeated.
+    """
+
+    def __init__(self, workdir: Path, config: ConfigDict, first: int, total_steps: int):
+        self._config, self._total_steps = config, total_steps
+        self._active = distributed.is_first()
+        if self._active:
+            path = workdir / METRICS_FILE
+            if path.exists():
+                rows = [row for row in read_metrics(path) if row["step"] <= first]
+                atomic_write_text(path, "".join(f"{json.dumps(row)}\n" for row in rows))
+            self._file = path.open("a")
+            self._writer = SummaryWriter(
+                str(workdir / "tensorboard"),
+                purge_step=first + 1,
+                max_queue=0,  # with a queue, its thread hangs forever on a full disk
+            )
+        self._bar = tqdm.tqdm(
+            total=total_steps,
+            initial=first,
+            unit="step",
+            disable=None if self._active else True,
+            leave=False,
+            dynamic_ncols=True,
+        )
+        self._warm = False  # the first step compiles: it is no measure of speed
+        self._reset_speed()
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+        if self._active:
+            for stream in (self._writer, self._file):
+                with contextlib.suppress(OSError):  # on a full disk, the error that ends the run is reported
+                    stream.close()
+
+    def resume_clock(self) -> None:
+        """Leaves evaluations and checkpoints out of the measured speed."""
+        self._clock = time.perf_counter()
+
+    def on_metrics(self, step: int, metrics: Mapping[str, float], waited: float) -> None:
+        """Takes the metrics of a step and the seconds it waited for data; prints and writes every so many steps."""
+        now = time.perf_counter()
+        self._bar.update(step - self._bar.n)
+        if self._warm:
+            self._seconds += now - self._clock
+            self._waited += waited
+            self._steps += 1
+        self._warm, self._clock = True, now
+        if self._active and (step % self._config.run.log_every_steps == 0 or step == self._total_steps):
+            self._report(step, metrics)
+            self._reset_speed()
+
+    def _reset_speed(self) -> None:
+        self._seconds = self._waited = 0.0
+        self._steps = 0
+
+    def _report(self, step: int, metrics: Mapping[str, float]) -> None:
+        values = {f"loss/{name}": metrics[name] for name in LOSSES}
+        values |= {"grad_norm": metrics["grad_norm"], "lr": metrics["lr"]}
+        speed = ""
+        if self._steps:
+            images_per_second = self._steps / self._seconds * self._config.train.global_batch_size
+            data_wait = self._waited / self._seconds
+            values |= {"images_per_second": images_per_second, "data_wait_share": data_wait}
+            eta = (self._total_steps - step) * self._seconds / self._steps
+            speed = f"  {images_per_second:.1f} img/s  data wait {100 * data_wait:.0f} %  ETA {duration(eta)}"
+        say(
+            f"step {step:>{len(str(self._total_steps))}}/{self._total_steps}  loss {metrics['total']:.4f} "
+            f"(auxiliary {metrics['auxiliary']:.3f}, stage 1 {metrics['stage1']:.3f}, stage 2 "
+            f"{metrics['stage2']:.3f})  lr {metrics['lr']:.2e}{speed}"
+        )
+        self.write(step, values)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Adds {name: number} at `step` to metrics.jsonl and to TensorBoard."""
+        if self._active:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+
+def has_evaluation(workdir: Path, step: int) -> bool:
+    """Whether an evaluation at `step` is logged in the workdir."""
+    path = workdir / METRICS_FILE
+    return path.exists() and any(row["step"] == step and "weights/miou" in row for row in read_metrics(path))

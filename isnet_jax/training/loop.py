@@ -1,0 +1,228 @@
+"""A run: data and state, then train, evaluate and save until the last step."""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from isnet_jax.checkpoints.manager import Checkpoints
+from isnet_jax.checkpoints.pretrained import load_pretrained
+from isnet_jax.config import inference_settings
+from isnet_jax.errors import translating_disk_and_memory_errors
+from isnet_jax.evaluation import metrics, pictures
+from isnet_jax.evaluation.loop import Evaluator
+from isnet_jax.input import pipeline
+from isnet_jax.input.data import Data, open_data
+from isnet_jax.models.isnet import ISNet, create_model
+from isnet_jax.runtime import distributed, interrupts, sharding
+from isnet_jax.runtime.console import say
+from isnet_jax.runtime.files import atomic_write_text
+from isnet_jax.training.log import Log, has_evaluation
+from isnet_jax.training.profiler import Profiler
+from isnet_jax.training.step import (
+    TrainState,
+    init_state,
+    make_optimizer,
+    make_schedule,
+    make_train_step,
+    state_from_variables,
+)
+from isnet_jax.training.trainer import Trainer
+
+LOGGED_SCORES = "miou", "pixel_accuracy", "mean_accuracy"
+MEMORY_ADVICE = (
+    "lower config.train.global_batch_size (or config.test.batch_size), or set config.model.remat=True or "
+    "config.model.dtype=bfloat16"
+)
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, dict[str, Any]]:
+    """Trains to the last step of `config` in `workdir`, resuming from the newest checkpoint there, and evaluates.
+
+    Returns `metrics.scores` after the last step, of the "weights" and, if there is a moving average, of its "ema".
+    Raises UserError for anything the user can correct, and StopRequested after a signal, with the state saved.
+    """
+    resume_hint = "from the last checkpoint"
+    with translating_disk_and_memory_errors(f"The run in {workdir}", "--workdir", resume_hint, MEMORY_ADVICE):
+        mesh = sharding.training_mesh(config)
+        data = open_data(config, mesh)
+        total_steps = data.total_steps
+        model, schedule = create_model(config.model), make_schedule(config.train, total_steps)
+        optimizer = make_optimizer(config.train, schedule)
+        with contextlib.ExitStack() as stack:
+            run_facts = config.to_dict() | {"train_examples": len(data.training)}
+            checkpoints = stack.enter_context(Checkpoints(workdir, run_facts, config.run.keep_checkpoints))
+            workdir = checkpoints.workdir
+            enable_compilation_cache()
+            state, shardings = restore_or_init(config, model, optimizer, mesh, checkpoints)
+            first = int(state.step)
+            announce(config, data, mesh, state)
+            evaluated = distributed.broadcast_from_first(has_evaluation(workdir, first))
+            log = stack.enter_context(Log(workdir, config, first, total_steps))
+            rows = sharding.local_rows(mesh, config.train.global_batch_size)
+            batches = pipeline.train_batches(data.training, config, first, total_steps, rows)
+            train_step = make_train_step(model, optimizer, schedule, config, mesh, shardings)
+            trainer = Trainer(
+                train_step,
+                state,
+                stack.enter_context(batches),
+                mesh,
+                data.training.name,
+                checkpoints,
+                log,
+                stack.enter_context(Profiler(workdir / "profile", first, config.run.profile_steps)),
+            )
+            evaluator = Evaluator(model, mesh, data, inference_settings(config))
+            stack.enter_context(interrupts.deferred())
+            try:
+                for milestone in milestones(config, data.steps_per_epoch, first, evaluated):
+                    state = trainer.run_until(milestone.step)
+                    if milestone.save:
+                        checkpoints.save(milestone.step, state)
+                    if milestone.evaluate:
+                        evaluate(evaluator, state, config.data.eval_split, log)
+                sheet = pictures.ComparisonSheet(config.run.num_pictures, len(data.evaluation))
+                unlogged = total_steps > first or not evaluated
+                results = evaluate(evaluator, state, config.data.eval_split, log if unlogged else None, sheet.add)
+            except interrupts.StopRequested:
+                save_now(checkpoints, trainer.state)
+                raise
+            checkpoints.wait()
+            if distributed.is_first():
+                write_results(workdir, results, data, sheet.rows)
+            say(f"checkpoint, results.json and TensorBoard events: {workdir}")
+    return results
+
+
+class Milestone(NamedTuple):
+    """A step after which training pauses, and what happens then."""
+
+    step: int
+    save: bool
+    evaluate: bool
+
+
+def milestones(config: ConfigDict, steps_per_epoch: int, first: int, evaluated: bool) -> Iterator[Milestone]:
+    """The milestones of a run that starts at step `first`, up to its last step.
+
+    evaluated: whether the evaluation at `first` is complete; if one was due and is not, it is the first milestone. The
+    evaluation after the last step is not among them.
+    """
+    total_steps = steps_per_epoch * config.train.epochs
+    save_every, evaluate_every = config.run.checkpoint_every_steps, steps_per_epoch * config.run.eval_every_epochs
+    if 0 < first < total_steps and first % evaluate_every == 0 and not evaluated:
+        yield Milestone(first, save=False, evaluate=True)
+    step = first
+    while step < total_steps:
+        step = min(total_steps, *((step // every + 1) * every for every in (save_every, evaluate_every)))
+        last = step == total_steps
+        yield Milestone(step, save=last or step % save_every == 0, evaluate=not last and step % evaluate_every == 0)
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs between runs on accelerators, where compiling takes minutes.
+
+    They are kept in the user's cache: a workdir may come from someone else, and a program is code.
+    """
+    if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "isnet_jax" / "compiled"))
+
+
+def restore_or_init(
+    config: ConfigDict, model: ISNet, optimizer: optax.GradientTransformation, mesh: Mesh, checkpoints: Checkpoints
+) -> tuple[TrainState, TrainState]:
+    """The state and its shardings: of the newest intact checkpoint, else of config.train.pretrained, else random."""
+    ema = config.train.ema_decay > 0
+
+    def init() -> TrainState:
+        return init_state(model, optimizer, config.seed, ema)
+
+    shapes = jax.eval_shape(init)
+    shardings = sharding.state_shardings(mesh, shapes, config.shard_parameters)
+    template = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    state = checkpoints.restore(template)
+    if state is not None:
+        return state, shardings
+    state = jax.jit(init, out_shardings=shardings)()
+    if config.train.pretrained:
+        on_host = jax.device_get(jax.device_put(state.variables, sharding.replicated(mesh)))
+        variables = load_pretrained(config.train.pretrained, model, on_host)
+        state = jax.jit(lambda v: state_from_variables(v, optimizer, ema), out_shardings=shardings)(variables)
+    else:
+        say(
+            "The backbone starts from random weights; the official results start from ImageNet weights "
+            "(--config.train.pretrained=resnet50_v1c.pth)."
+        )
+    return state, shardings
+
+
+def announce(config: ConfigDict, data: Data, mesh: Mesh, state: TrainState) -> None:
+    """Prints what is trained, on which data and devices."""
+    num_params, step = sum(x.size for x in jax.tree.leaves(state.params)), int(state.step)
+    say(
+        f"{config.model.backbone} ISNet, {config.model.num_classes} classes, {num_params / 1e6:.1f} M parameters, "
+        f"{config.model.dtype}, {sharding.describe(mesh)}"
+    )
+    say(
+        f"{config.data.name}: {len(data.training)} training and {len(data.evaluation)} evaluation images, "
+        f"{data.total_steps} steps of {config.train.global_batch_size}"
+        + (f", resuming from step {step}" if step else "")
+    )
+
+
+def evaluate(
+    evaluator: Evaluator, state: TrainState, split: str, log: Log | None, on_batch: Callable[..., None] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Scores of the weights and of their moving average, if there is one; prints and logs them.
+
+    on_batch: sees the predictions of the weights, as in `evaluation.loop.evaluate`.
+    """
+    variables = {"weights": state.variables} | ({"ema": state.ema} if state.ema else {})
+    step, results = int(state.step), {}
+    for kind in variables:
+        results[kind] = evaluator(variables[kind], on_batch if kind == "weights" else None)
+        say(
+            f"step {step}  {kind} on {split}: mIoU {100 * results[kind]['miou']:.2f} %, "
+            f"pixel accuracy {100 * results[kind]['pixel_accuracy']:.2f} %"
+        )
+    if log:
+        log.write(step, {f"{kind}/{name}": result[name] for kind, result in results.items() for name in LOGGED_SCORES})
+    return results
+
+
+def save_now(checkpoints: Checkpoints, state: TrainState) -> None:
+    """Saves a run that stops between two steps, before its next milestone."""
+    step = int(state.step)
+    if step:
+        checkpoints.save(step, state)
+        checkpoints.wait()
+        say(f"step {step} is saved in {checkpoints.workdir}")
+
+
+def write_results(workdir: Path, results: dict[str, dict[str, Any]], data: Data, rows: list) -> None:
+    """Prints the final scores as a table, and writes results.json and predictions.png.
+
+    rows: (image, ground truth, prediction) for the picture.
+    """
+    names = data.class_names
+    for kind, result in results.items():
+        say((f"\n{kind}\n" if len(results) > 1 else "") + metrics.format_table(result, names))
+    baseline = metrics.majority_class_scores(next(iter(results.values()))["confusion"])
+    say(
+        f"majority-class baseline: mIoU {100 * baseline['miou']:.2f} %, pixel accuracy "
+        f"{100 * baseline['pixel_accuracy']:.2f} %"
+    )
+    if rows:
+        path = workdir / "predictions.png"
+        pictures.comparison(rows, data.palette, names).save(path)
+        say(f"image, ground truth and prediction side by side: {path}")
+    percentages = {kind: metrics.in_percent(result, names) for kind, result in results.items()}
+    atomic_write_text(workdir / "results.json", json.dumps({"step": data.total_steps} | percentages, indent=1) + "\n")

@@ -1,0 +1,247 @@
+"""Pairing by patterns, and users' own folders."""
+
+import json
+import pickle
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import flags
+from data_sets import DATA, builder_class, check_split, draw, labels, needs_data, read_png, records, refusal
+from ml_collections import config_flags
+from paths import ROOT
+
+from isnet_jax import config, datasets
+from isnet_jax.errors import UserError
+
+# Patterns
+
+
+def pairs_of(tree, images, labels, names=None):
+    from isnet_jax.datasets.pairing import find_pairs
+
+    problems = []
+    return find_pairs(tree, images, labels, problems, names), problems
+
+
+def test_patterns(tmp_path):
+    tree = tmp_path / "a [*] tree"  # of the tree's own name nothing is a pattern
+    draw(
+        tree,
+        ["x/1/left_a.b.jpg", "x/2/left_a.b.jpg", "x/2/.left_c.jpg", "x/right_d.jpg", "x/2/left_e.JPEG"],
+        ["y/1/a.b_id.png", "y/2/a.b_id.png", "y/2/e_id.png", "y/2/a.b_color.png"],
+    )
+    pairs, problems = pairs_of(tree, "x/*/left_*", "y/*/*_id.png")
+    assert not problems
+    assert [
+        (pair.name, pair.image.relative_to(tree).as_posix(), pair.label.relative_to(tree).as_posix()) for pair in pairs
+    ] == [
+        ("a.b", "x/1/left_a.b.jpg", "y/1/a.b_id.png"),
+        ("a.b", "x/2/left_a.b.jpg", "y/2/a.b_id.png"),
+        ("e", "x/2/left_e.JPEG", "y/2/e_id.png"),
+    ]
+    (tree / "y/1/a.b_id.png").unlink()
+    pairs, problems = pairs_of(tree, "x/*/left_*", "y/*/*_id.png")
+    assert len(pairs) == 2
+    assert problems == [f"{tree}/x/1/left_a.b.jpg has no label a.b_id.png in {tree}/y/1."]
+
+
+def test_patterns_with_special_characters(tmp_path):
+    draw(tmp_path, ["i[1]/a+.jpg"], ["l(1)/a+.png"])
+    for images, masks in (("i[1]", "l(1)/"), ("i[1]/*+.jpg", "l(1)/*+.png"), (str(tmp_path / "i[1]"), "l(1)/*")):
+        pairs, problems = pairs_of(tmp_path, images, masks)
+        assert len(pairs) == 1 and not problems
+
+
+def test_list_that_is_no_text(tmp_path):
+    draw(tmp_path, ["i/a.jpg"], ["l/a.png"])
+    pairs, problems = pairs_of(tmp_path, "i", "l", names="i/a.jpg")
+    assert not pairs and problems[0].startswith(f"{tmp_path}/i/a.jpg cannot be read")
+
+
+# A user's own folders
+
+OWN = """
+from isnet_jax import config
+
+def get_config(backbone="resnet18"):
+    c = config.default(backbone)
+    c.model.num_classes = 3
+    c.data.name = "folder"
+    c.data.folder.name = "pseudo"
+    c.data.folder.classes = ("ground", "", "tree", "house")
+    c.data.folder.splits = {"train": ("imgs/*_img.jpg", "gts/*_gt.png"), "val": ("imgs/*_img", "gts/*_gt")}
+    return c
+"""
+
+
+@needs_data
+def test_folder_as_typed(tmp_path):
+    """The command that prepares, on a config file and fields set beside it."""
+    (tmp_path / "own.py").write_text(OWN)
+    tree = DATA / "mmseg_pseudo/pseudo_dataset"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "isnet_jax.prepare",
+            f"--config={tmp_path}/own.py",
+            f"--config.data.source={tree}",
+            f"--config.data.data_dir={tmp_path}/data",
+            "--config.data.folder.name=typed",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    c = runpy.run_path(str(tmp_path / "own.py"))["get_config"]()
+    c.data.folder.name = "typed"
+    builder = datasets.load("folder", tmp_path / "data", folder=c.data.folder)
+    assert Path(builder.data_dir) == tmp_path / "data/folder/typed/1.0.0"
+    assert builder.info.metadata["names"] == ["ground", "tree", "house"]
+    assert len({tuple(color) for color in builder.info.metadata["palette"]}) == 3
+    names = [f"{i:05d}" for i in range(5)]
+    values = {name: read_png(tree / f"gts/{name}_gt.png") for name in names}
+    expected = {name: np.select([v == 0, v == 2, v == 3], [0, 1, 2], 255) for name, v in values.items()}
+    for split in "train", "val":
+        check_split(builder, split, {name: tree / f"imgs/{name}_img.jpg" for name in names}, expected)
+    assert pickle.loads(pickle.dumps(records(builder, "val")))[4]["name"] == b"00004"  # as worker processes need it
+
+
+def test_folder_in_configs(tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(OWN)
+    words = [
+        f"--config={tmp_path}/own.py",
+        "--config.data.folder.name=other",
+        "--config.data.folder.classes=('x', 'y')",
+        "--config.data.folder.splits.train=('i', 'l')",
+        "--config.data.folder.palette=((1, 2, 3), (4, 5, 6))",
+    ]
+    values = flags.FlagValues()
+    monkeypatch.setattr("sys.argv", ["test", *words])  # where config_flags looks for fields
+    flag = config_flags.DEFINE_config_file("config", flag_values=values)
+    values(["test", *words])
+    config.check(flag.value)
+    ours = flag.value.to_dict()
+    assert ours["data"]["folder"] == {
+        "name": "other",
+        "classes": ("x", "y"),
+        "palette": ((1, 2, 3), (4, 5, 6)),
+        "splits": {"train": ("i", "l"), "val": ("imgs/*_img", "gts/*_gt")},
+    }
+    written = json.loads(json.dumps(ours))  # as in a workdir's config.json
+    flag.value.data.folder.classes = ("x", "z")
+    changes = config.differences(json.loads(json.dumps(flag.value.to_dict())), written)
+    assert len(changes) == 1 and changes[0].startswith("data.folder.classes")
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A tree, and the data set as config.data.folder has it."""
+    draw(tmp_path / "tree", ["i/a.jpg"], ["l/a.png"])
+    c = config.default().data.folder
+    c.name, c.classes, c.splits = "own", ("a", "b"), {"train": ("i", "l")}
+    return tmp_path / "tree", c
+
+
+def test_folder_classes(own):
+    tree, folder = own
+    draw(tree, labels=["l/a.png"], value=2)
+    refusal("folder", tree, tree / "l/a.png", "2", "row 0", "0..1, 255", folder=folder)
+    folder.classes = ("", "a", "b")
+    for value, expected in (0, 255), (1, 0), (2, 1), (255, 255):
+        folder.name = f"own{value}"
+        draw(tree, labels=["l/a.png"], value=value)
+        assert (labels(datasets.load("folder", tree.parent / "data", tree, folder), "train")["a"] == expected).all()
+
+
+def test_two_folders_live_side_by_side(own, capfd):
+    tree, folder = own
+    first = datasets.load("folder", tree.parent / "data", tree, folder)
+    folder.name, folder.classes = "other", ("x", "y", "z")
+    second = datasets.load("folder", tree.parent / "data", tree, folder)
+    assert first.data_dir != second.data_dir and capfd.readouterr() == ("", "")
+    assert list(second.info.metadata["names"]) == ["x", "y", "z"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"classes": ("a", "c")}, {"classes": ("", "a", "b")}, {"splits": {"train": ("i", "l"), "val": ("i", "l")}}],
+)
+def test_changed_folder_is_refused(own, change):
+    tree, folder = own
+    datasets.load("folder", tree.parent / "data", tree, folder)
+    for field, value in change.items():
+        folder[field] = value
+    place = tree.parent / "data/folder/own/1.0.0"
+    refusal("folder", tree, f"{place} has been prepared with other classes or splits", "delete it", folder=folder)
+
+
+def test_palette_may_change(own):
+    tree, folder = own
+    datasets.load("folder", tree.parent / "data", tree, folder)
+    folder.palette = ((1, 2, 3), (4, 5, 6))
+    builder = datasets.load("folder", tree.parent / "data", tree, folder)
+    assert builder.info.metadata["palette"] == [[1, 2, 3], [4, 5, 6]]
+    assert list(builder.info.metadata["names"]) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("name", ""),
+        ("name", "a/b"),
+        ("name", ".."),
+        ("name", "a b"),
+        ("classes", ()),
+        ("classes", ("a",)),
+        ("classes", ("a", "")),
+        ("classes", ("a", "a")),
+        ("classes", ("a", 1)),
+        ("classes", tuple(map(str, range(256)))),
+        ("palette", ((1, 2, 3),)),
+        ("palette", ((1, 2), (3, 4))),
+        ("palette", ((1, 2, 3), (4, 5, 256))),
+        ("splits", {}),
+        ("splits", {"train": "i"}),
+        ("splits", {"train": ("i",)}),
+        ("splits", {"train": ("i", "")}),
+        ("splits", {"all": ("i", "l")}),
+        ("splits", {"train": ("i/*/*", "l")}),
+        ("splits", {"a/b": ("i", "l")}),
+    ],
+)
+def test_bad_fields_of_folder(own, field, value):
+    tree, folder = own
+    folder[field] = value
+    message = refusal("folder", tree, f"config.data.folder.{field} is ", "it must be", folder=folder)
+    assert not (tree.parent / "data").exists() and "\n" not in message
+
+
+def test_missing_folders_of_folder(own):
+    tree, folder = own
+    folder.splits = {"train": ("i", "l"), "val": ("nowhere", "l")}
+    refusal("folder", tree, f"The folder {tree}/nowhere is missing", folder=folder)
+    with pytest.raises(UserError, match="config.data.source=DIR"):
+        datasets.load("folder", tree.parent / "data", folder=folder)
+
+
+def test_template(tmp_path):
+    c = runpy.run_path(str(ROOT / "configs/own_folder.py"))["get_config"]()
+    config.check(c)
+    for split in "train", "val":
+        draw(tmp_path / "tree", [f"images/{split}/a.jpg"], [f"labels/{split}/a.png"], value=2)
+    builder = datasets.load(c.data.name, tmp_path / "data", tmp_path / "tree", c.data.folder)
+    assert len(builder.info.metadata["names"]) == c.model.num_classes
+    assert (labels(builder, c.data.eval_split)["a"] == 2).all()
+
+
+@pytest.mark.parametrize("name", ["ade20k", "camvid", "cityscapes", "coco_stuff", "lip"])
+def test_configs_fit_their_data(name):
+    c = runpy.run_path(str(ROOT / f"configs/{name}.py"))["get_config"]()
+    cls = builder_class(c.data.name)
+    assert c.model.num_classes == len(cls.NAMES) and {c.data.train_split, c.data.eval_split} <= set(cls.COUNTS)

@@ -1,0 +1,211 @@
+"""isnet_jax.evaluate as a user types it: mixed sizes, resuming after a kill, mistakes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from cases import random_variables
+from paths import ROOT
+from PIL import Image
+
+from isnet_jax import UserError, config, create_model
+from isnet_jax.checkpoints import torch_names
+from isnet_jax.checkpoints.manager import Checkpoints, load_variables, newest_checkpoint, save_variables
+from isnet_jax.evaluation import results
+from isnet_jax.evaluation.record import RELEVANT, EvaluationRecord
+from isnet_jax.input.pipeline import EvalBatch
+
+CONFIG = """
+from isnet_jax import config
+
+def get_config(backbone="resnet18"):
+    c = config.default(backbone)
+    c.model.num_classes = 3
+    c.data.name = "folder"
+    c.data.folder.name = "drawn"
+    c.data.folder.classes = ("sky", "land", "sea")
+    c.data.folder.splits = {"val": ("images", "labels")}
+    c.data.source, c.data.data_dir = "SOURCE", "DATA"
+    c.test.resize = (60, 40)
+    c.test.batch_size = 2
+    c.test.max_shape_buckets = 2
+    c.test.tta.scales = (1.0, 0.5)
+    return c
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with config.py, a checkpoint of random weights, and twelve images of three sizes."""
+    place = tmp_path_factory.mktemp("evaluate")
+    rng = np.random.default_rng(0)
+    for kind in "images", "labels":
+        (place / "tree" / kind).mkdir(parents=True)
+    for i in range(12):
+        height, width = ((40, 60), (52, 44), (30, 60))[i % 3]
+        label = rng.integers(0, 3, (height // 8 + 1, width // 8 + 1)).repeat(8, 0).repeat(8, 1)[:height, :width]
+        label[:3] = 255
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3)).astype(np.uint8))
+        image.save(place / f"tree/images/{i:02d}.png")
+        Image.fromarray(label.astype(np.uint8)).save(place / f"tree/labels/{i:02d}.png")
+    (place / "config.py").write_text(CONFIG.replace("SOURCE", str(place / "tree")).replace("DATA", str(place / "data")))
+    c = config.default("resnet18")
+    c.model.num_classes = 3
+    model = create_model(c.model)
+    save_variables(place / "weights", c, random_variables(model), "random")
+    return place
+
+
+def run(place, *words, code=None):
+    """Exit code, standard output and error of the command, or of Python code before it."""
+    words = ["--config=config.py", *words]
+    start = ["-m", "isnet_jax.evaluate"] if code is None else ["-c", code]
+    done = subprocess.run(
+        [sys.executable, *start, *words],
+        capture_output=True,
+        text=True,
+        cwd=place,
+        timeout=300,
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(ROOT)},
+    )
+    return done.returncode, done.stdout, " ".join(done.stderr.split())
+
+
+KILLED = """
+import os, runpy, signal, sys
+from isnet_jax.evaluation import record
+record.SAVE_SECONDS = 0
+add, calls = record.EvaluationRecord.add, []
+
+def add_and_die(*args):
+    add(*args)
+    calls.append(0)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+record.EvaluationRecord.add = add_and_die
+runpy.run_module("isnet_jax.evaluate", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(place):
+    code, out, err = run(place, "--checkpoint=weights", "--output=whole")
+    assert code == 0, err
+    assert "12 images; 2 canvases" in out and "boundary IoU" in out and "absent_zero" in out
+    assert run(place, "--checkpoint=weights", "--output=killed", code=KILLED)[0] == -9
+    assert not (place / "killed/results.json").exists()
+    code, out, err = run(place, "--checkpoint=weights", "--output=killed")
+    assert code == 0 and "12 images, 6 of them done" in out, out + err
+    whole, killed = (results.load(place / name) for name in ("whole", "killed"))
+    for key in "confusion", "boundary", "protocols", "boundary_iou", "names", "setting":
+        assert whole.record[key] == killed.record[key]
+    for name in "counts", "boundary", "files":
+        np.testing.assert_array_equal(getattr(whole, name), getattr(killed, name))
+    assert whole.record["run"]["programs"] == 2  # as many as were really compiled, for three sizes
+    np.testing.assert_array_equal(whole.counts.sum(0, dtype=np.int64)[2], np.array(whole.record["confusion"]).sum(1))
+    for i in range(12):
+        np.testing.assert_array_equal(whole.prediction(i), killed.prediction(i))
+        height, width = ((40, 60), (52, 44), (30, 60))[i % 3]
+        assert whole.prediction(i).shape == (height, width)
+        label = np.array(Image.open(place / f"tree/labels/{i:02d}.png"))
+        hits = [((whole.prediction(i) == k) & (label == k)).sum() for k in range(3)]
+        np.testing.assert_array_equal(whole.counts[i, 0], hits)
+    assert not list(place.glob("*/progress.npz")) and not list(place.glob("*/**/*.partial"))
+    code, out, _ = run(place, "--checkpoint=weights", "--output=whole", "--protocol=absent_one")
+    assert code == 0 and "holds this evaluation already" in out and "mmseg" not in out
+
+    code, _, err = run(place, "--checkpoint=weights", "--output=whole", "--tta")
+    assert code == 1 and "of another evaluation" in err
+    os.utime(newest_checkpoint(place / "weights"), ns=(0, 0))  # as if written anew
+    code, _, err = run(place, "--checkpoint=weights", "--output=whole")
+    assert code == 1 and "of another evaluation" in err
+    (place / "whole/results.json").write_text("")
+    code, _, err = run(place, "--checkpoint=weights", "--output=whole")
+    assert code == 1 and "is damaged" in err
+
+
+FACTS = {
+    "dataset": "d",
+    "split": "val",
+    "names": ["a", "b"],
+    "palette": [[0, 0, 0], [9, 9, 9]],
+    "setting": {"name": "single"},
+    "config": {"model": dict.fromkeys(RELEVANT)},
+}
+
+
+def record_with_batch(directory, indices, stamp="x"):
+    """An EvaluationRecord of three images, and what `add` takes for a batch of them."""
+    record = EvaluationRecord(directory, FACTS, stamp, ["one", "two", "three"])
+    count = len(indices)
+    predictions = jax.numpy.zeros((count, 4, 4), "uint8")
+    counts = np.tile(np.array([[10, 0], [16, 0], [10, 6]]), (count, 1, 1))
+    result = {
+        "predictions": predictions,
+        "counts": counts,
+        "boundary": counts,
+        "confusion": count * np.array([[10, 0], [6, 0]]),
+    }
+    batch = {"index": np.array(indices), "label_size": np.full((count, 2), 4)}
+    return record, (EvalBatch((4, 4), (4, 4), False, np.array(indices)), batch, result)
+
+
+def test_an_interrupt_within_a_batch_leaves_it_out_whole(tmp_path):
+    record, first = record_with_batch(tmp_path, [0])
+    record.add(*first)
+    _, second = record_with_batch(tmp_path, [1, 2])
+    second[2]["confusion"] = property  # stands for an interrupt while the batch is being taken
+    with pytest.raises(TypeError):
+        record.add(*second)
+    record.save()
+    again, second = record_with_batch(tmp_path, [1, 2])
+    assert again.done.tolist() == [True, False, False] and again.confusion.sum() == 16
+    again.add(*second)
+    again.save()
+    assert record_with_batch(tmp_path, [])[0].done.all()
+    (tmp_path / "predictions/two.png").unlink()  # then nothing is trusted
+    assert not record_with_batch(tmp_path, [])[0].done.any()
+    with pytest.raises(UserError, match="of another evaluation"):
+        record_with_batch(tmp_path, [], stamp="prepared anew")
+
+
+def test_official_files_and_tta(place):
+    model = create_model({"backbone": "resnet18", "num_classes": 3})
+    torch = pytest.importorskip("torch")
+    state = torch_names.to_torch(load_variables(place / "weights", torch_names.variable_shapes(model)), model)
+    torch.save({"model": {name: torch.from_numpy(array.copy()) for name, array in state.items()}}, place / "isnet.pth")
+    code, out, err = run(place, "--checkpoint=isnet.pth", "--tta")
+    assert code == 0, err
+    record = json.loads((place / "runs/config/evaluation-tta/results.json").read_text())
+    assert record["setting"]["scales"] == [1.0, 0.5] and record["setting"]["flip"] and record["step"] is None
+
+
+@pytest.mark.parametrize(
+    "words, code, part",
+    [
+        ((), 2, "--checkpoint=DIR_or_FILE.pth is missing"),
+        (("--checkpoint=nowhere",), 1, "--checkpoint=nowhere does not exist"),
+        (("--checkpoint=weights", "--protocol=oficial"), 2, "--protocol=oficial is none of official"),
+        (("--checkpoint=weights", "--config.data.eval_split=test"), 1, "has no split 'test'"),
+        (("--checkpoint=weights", "--config.model.backbone=resnet34"), 1, "of another network"),
+        (("--checkpoint=weights", "--ema"), 1, "holds no moving average"),
+    ],
+)
+def test_mistakes(place, words, code, part):
+    found, out, err = run(place, *words)
+    assert found == code and part in err and "Traceback" not in err, err
+
+
+def test_moving_averages_of_a_run(tmp_path):
+    weights = {"params": {"a": np.arange(3.0)}, "batch_stats": {"b": np.ones(2)}}
+    averages = jax.tree.map(lambda x: -x, weights)
+    saved = Checkpoints(tmp_path, config.default().to_dict())
+    saved.save(5, {**weights, "ema": averages, "step": np.int32(5)})
+    saved.close()
+    for ema, expected in (False, weights), (True, averages):
+        jax.tree.map(np.testing.assert_array_equal, load_variables(tmp_path, weights, ema), expected)
+    assert newest_checkpoint(tmp_path).name == "5"

@@ -1,0 +1,67 @@
+"""Layers against PyTorch's."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from cases import assert_close, randomised
+
+from isnet_jax.evaluation.inference import rescale
+from isnet_jax.models import layers
+
+
+def test_batch_norm_equals_torch(torch, x64):
+    x = np.random.default_rng(6).standard_normal((3, 5, 7, 4)) * 2 + 5
+    ours, theirs = layers.BatchNorm(), torch.nn.BatchNorm2d(4).double()
+    variables = randomised(ours.init(jax.random.key(0), x, False))
+    theirs.load_state_dict(
+        {
+            name: torch.tensor(np.asarray(value))
+            for name, value in (
+                ("weight", variables["params"]["scale"]),
+                ("bias", variables["params"]["bias"]),
+                ("running_mean", variables["batch_stats"]["mean"]),
+                ("running_var", variables["batch_stats"]["var"]),
+                ("num_batches_tracked", 0),
+            )
+        }
+    )
+    for train in (True, False):
+        theirs.train(train)
+        y, new = ours.apply(variables, x, train, mutable=["batch_stats"])
+        wanted = theirs(torch.tensor(x.transpose(0, 3, 1, 2))).detach().numpy().transpose(0, 2, 3, 1)
+        assert_close(y, wanted, 1e-12)
+        variables |= new
+        assert_close(
+            dict(new["batch_stats"]),
+            {"mean": theirs.running_mean.numpy(), "num_batches_tracked": 1, "var": theirs.running_var.numpy()},
+            1e-12,
+        )
+
+
+@pytest.mark.parametrize("shape", [(23, 31), (5, 4), (9, 13), (17, 6), (9, 40)])
+def test_resize_equals_torch(shape, torch, x64):
+    x = np.random.default_rng(7).standard_normal((2, 9, 13, 3))
+    interpolate = functools.partial(
+        torch.nn.functional.interpolate, torch.tensor(x.transpose(0, 3, 1, 2)), mode="bilinear", align_corners=False
+    )
+    assert_close(layers.resize(x, shape), interpolate(size=shape).numpy().transpose(0, 2, 3, 1), 1e-12)
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.75, 1.1, 1.25, 1.75])
+def test_rescale_equals_torch(scale, torch, x64):
+    x = np.random.default_rng(8).standard_normal((1, 29, 23, 3))
+    wanted = (
+        torch.nn.functional.interpolate(
+            torch.tensor(x.transpose(0, 3, 1, 2)), scale_factor=scale, mode="bilinear", align_corners=False
+        )
+        .numpy()
+        .transpose(0, 2, 3, 1)
+    )
+    assert_close(rescale(x, scale)[0], wanted, 1e-12)
+    padded, size = rescale(
+        np.pad(x, ((0, 0), (0, 4), (0, 9), (0, 0)), constant_values=np.nan), scale, np.array([[29, 23]])
+    )
+    assert tuple(size[0]) == wanted.shape[1:3]
+    assert_close(padded[:, : size[0, 0], : size[0, 1]], wanted, 1e-12)
