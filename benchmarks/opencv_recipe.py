@@ -1,25 +1,37 @@
 """The official training recipe of one example, stated step by step in NumPy and OpenCV (protocols: training).
 
-Everything is done in the order of the protocol, to whole images, on the host: what the input pipeline is compared
-with, in its results by the tests and in its speed by `python -m benchmarks.input_pipeline`.
+Every step processes whole images on the host, in the order of the protocol. The tests compare the results of the input
+pipeline with it, and `python -m benchmarks.input_pipeline` compares the speed. `config` is `config.augment` throughout.
 """
+
+from typing import Any
 
 import cv2
 import numpy as np
+from ml_collections import ConfigDict
 
 MEAN, STD = np.float32([123.675, 116.28, 103.53]), np.float32([58.395, 57.12, 57.375])
+IGNORED = 255
+
+Pair = tuple[np.ndarray, np.ndarray]  # image (H, W, 3) and label uint8 (H, W)
 
 
-def resize(image, label, config, r):
-    """Step 1: to (long, short) times r, the ratio kept or not."""
+def decode(image_data: bytes, label_data: bytes) -> Pair:
+    """The encoded files as a pair, with a uint8 RGB image."""
+    image = cv2.imdecode(np.frombuffer(image_data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    return image, cv2.imdecode(np.frombuffer(label_data, np.uint8), cv2.IMREAD_GRAYSCALE)
+
+
+def resize(image: np.ndarray, label: np.ndarray, config: ConfigDict, scale: float) -> Pair:
+    """Step 1: resizes to `config.resize` = (long, short) times `scale`, with or without keeping the aspect ratio."""
     height, width = label.shape
     if not config.resize:
-        size = int(height * r + 0.5), int(width * r + 0.5)
+        size = int(height * scale + 0.5), int(width * scale + 0.5)
     else:
-        long, short = (int(n * r) for n in config.resize)
+        long, short = (int(n * scale) for n in config.resize)
         if config.keep_ratio:
-            s = min(long / max(height, width), short / min(height, width))
-            size = int(height * s + 0.5), int(width * s + 0.5)
+            ratio = min(long / max(height, width), short / min(height, width))
+            size = int(height * ratio + 0.5), int(width * ratio + 0.5)
         else:
             size = (long, short) if height > width else (short, long)
     return (
@@ -28,22 +40,22 @@ def resize(image, label, config, r):
     )
 
 
-def crop(image, label, config, rng):
-    """Step 2: up to 10 crops until none of at least two classes fills the share of the labelled pixels."""
+def crop(image: np.ndarray, label: np.ndarray, config: ConfigDict, rng: np.random.Generator) -> Pair:
+    """Step 2: crops at random, up to 10 times, until the crop has two classes and none exceeds its maximum share."""
     height, width = label.shape
     crop_height, crop_width = config.crop_size
     for _ in range(10):
         top, left = rng.integers(max(height - crop_height, 0) + 1), rng.integers(max(width - crop_width, 0) + 1)
         part = label[top : top + crop_height, left : left + crop_width]
         classes, counts = np.unique(part, return_counts=True)
-        counts = counts[classes != 255]
+        counts = counts[classes != IGNORED]
         if len(counts) > 1 and counts.max() / counts.sum() < config.max_class_share:
             break
     return image[top : top + crop_height, left : left + crop_width], part
 
 
-def flip(image, label, config, rng):
-    """Step 3: mirrored with even odds, paired classes changing places."""
+def flip(image: np.ndarray, label: np.ndarray, config: ConfigDict, rng: np.random.Generator) -> Pair:
+    """Step 3: flips horizontally with probability 0.5, and swaps the classes of each pair."""
     if rng.random() < 0.5:
         image, label = image[:, ::-1], label[:, ::-1].copy()
         before = label.copy()
@@ -52,8 +64,8 @@ def flip(image, label, config, rng):
     return image, label
 
 
-def rotate(image, label, config, rng):
-    """LIP only: by a whole number of degrees about the centre."""
+def rotate(image: np.ndarray, label: np.ndarray, config: ConfigDict, rng: np.random.Generator) -> Pair:
+    """LIP only: rotates about the centre by a whole number of degrees."""
     if rng.random() < config.rotate_probability:
         height, width = label.shape
         degrees = int(rng.integers(-config.rotate_degrees, config.rotate_degrees))
@@ -72,13 +84,13 @@ def rotate(image, label, config, rng):
             (width, height),
             flags=cv2.INTER_NEAREST,
             borderMode=cv2.BORDER_CONSTANT,
-            borderValue=255,
+            borderValue=IGNORED,
         )
     return image, label
 
 
-def draw_distortion(rng):
-    """The draws of step 4; None where a change is left out."""
+def draw_distortion(rng: np.random.Generator) -> dict[str, Any]:
+    """Random arguments of `distort`; None leaves a change out."""
 
     def maybe(value):
         return value if rng.random() < 0.5 else None
@@ -92,8 +104,15 @@ def draw_distortion(rng):
     }
 
 
-def distort(image, brightness, contrast, saturation, hue, contrast_early):
-    """Step 4: photometric distortion of uint8 RGB (H, W, 3)."""
+def distort(
+    image: np.ndarray,
+    brightness: float | None,
+    contrast: float | None,
+    saturation: float | None,
+    hue: int | None,
+    contrast_early: bool,
+) -> np.ndarray:
+    """Step 4: photometric distortion of a uint8 RGB image (H, W, 3)."""
 
     def convert(x, scale=1, shift=0):
         return np.clip(x.astype(np.float32) * scale + shift, 0, 255).astype(np.uint8)
@@ -115,34 +134,32 @@ def distort(image, brightness, contrast, saturation, hue, contrast_early):
     return image
 
 
-def normalize(image):
-    """Step 5."""
+def normalize(image: np.ndarray) -> np.ndarray:
+    """Step 5: normalises a uint8 RGB image, to float32."""
     return (image.astype(np.float32) - MEAN) / STD
 
 
-def pad(image, label, config):
-    """Step 6: to the crop size, in the centre."""
+def pad(image: np.ndarray, label: np.ndarray, config: ConfigDict) -> Pair:
+    """Step 6: pads to the crop size, with the example in the centre."""
     height, width = label.shape
     rows, columns = config.crop_size[0] - height, config.crop_size[1] - width
     sides = rows // 2, rows - rows // 2, columns // 2, columns - columns // 2
     return (
         cv2.copyMakeBorder(image, *sides, cv2.BORDER_CONSTANT, value=0),
-        cv2.copyMakeBorder(label, *sides, cv2.BORDER_CONSTANT, value=255),
+        cv2.copyMakeBorder(label, *sides, cv2.BORDER_CONSTANT, value=IGNORED),
     )
 
 
-def geometry(image, label, config, rng):
-    """Steps 1 to 3 (and LIP's rotation) of uint8 image (H, W, 3) and label (H, W)."""
+def geometry(image: np.ndarray, label: np.ndarray, config: ConfigDict, rng: np.random.Generator) -> Pair:
+    """Steps 1 to 3, and LIP's rotation."""
     image, label = resize(image, label, config, rng.uniform(*config.scale_range))
     image, label = crop(image, label, config, rng)
     image, label = flip(image, label, config, rng)
     return rotate(image, label, config, rng)
 
 
-def example(image_data, label_data, config, rng):
-    """One encoded pair through the whole recipe: float32 (ch, cw, 3), uint8 (ch, cw)."""
-    image = cv2.imdecode(np.frombuffer(image_data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    label = cv2.imdecode(np.frombuffer(label_data, np.uint8), cv2.IMREAD_GRAYSCALE)
-    image, label = geometry(image, label, config, rng)
+def example(image_data: bytes, label_data: bytes, config: ConfigDict, rng: np.random.Generator) -> Pair:
+    """All steps on one encoded example: image float32 and label uint8 of the crop size."""
+    image, label = geometry(*decode(image_data, label_data), config, rng)
     image = distort(image, **draw_distortion(rng))
     return pad(normalize(image), label, config)

@@ -15,7 +15,7 @@ from benchmarks.docs import as_code, write_section
 from benchmarks.paths import README, ROOT
 from isnet_jax.evaluation import published
 
-DATASETS = {"ade20k": "ADE20K", "coco_stuff10k": "COCO-Stuff 10k", "cityscapes": "Cityscapes", "lip": "LIP"}
+DATASETS = {"ade20k": "ADE20K", "coco_stuff10k": "COCO-Stuff 10k", "cityscapes": "Cityscapes val", "lip": "LIP val"}
 BACKBONES = {"resnet50": "ResNet-50", "resnet101": "ResNet-101", "resnest101": "ResNeSt-101"}
 
 
@@ -31,9 +31,9 @@ def recipes_table() -> str:
     """The published mIoU of the official recipes in Markdown, single scale / multi-scale and flip."""
     lines = [f"| | {' | '.join(BACKBONES.values())} |", "|---|---|---|---|"]
     for dataset, title in DATASETS.items():
-        pairs = [published.RESULTS[dataset, backbone] for backbone in BACKBONES]
+        pairs = [published.BENCHMARKS[dataset].miou[backbone] for backbone in BACKBONES]
         cells = [f"{single:.2f} / {multi:.2f}" for single, multi in pairs]
-        lines.append(f"| {title} {published.SPLITS[dataset]} | {' | '.join(cells)} |")
+        lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -1,9 +1,10 @@
-"""ISNet in PyTorch, in the plain form of the paper: the baseline for speed and the oracle for parity.
+"""ISNet in PyTorch, written as in the paper: the baseline for speed and the oracle for parity.
 
-Attention is written as the full pixel-by-pixel matrix, and the semantic-level context loops over
-images and classes. Attribute names give the parameter names of the official checkpoints, so
-`ISNet(...).load_state_dict(torch.load(path)["model"])` works, strictly, in both directions.
-Nothing in `isnet_jax` imports this file; it needs PyTorch alone.
+Attention builds the full N x N matrix over pixels, and the semantic-level context loops over images and classes.
+Attributes have the names of the official checkpoints, so `ISNet(...).load_state_dict(torch.load(path)["model"])` is
+strict in both directions. The file needs only PyTorch, and nothing in `isnet_jax` imports it.
+
+Shapes: B images, C channels, H x W pixels, N = H W.
 
     net = ISNet("resnet50", num_classes=150).eval()
     logits, stage1_logits = net(images)                # (B, 3, H, W) -> twice (B, classes, H/8, W/8)
@@ -12,25 +13,35 @@ Nothing in `isnet_jax` imports this file; it needs PyTorch alone.
     losses(net(images), labels)["total"].backward()    # labels (B, H, W), 255 = ignored
 """
 
+from collections.abc import Callable, Mapping, Sequence
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 LOSS_WEIGHTS = {"aux": 0.4, "stage1": 0.4, "stage2": 1.0}
 IGNORED = 255
 RADIX = 2  # splits of a ResNeSt convolution
 
+Activation = Callable[[], nn.Module]
 
-def conv(inputs, outputs, size=1, stride=1, dilation=1, groups=1, bias=False):
-    """A convolution padded symmetrically, so that stride 1 keeps the size."""
+
+def conv(
+    inputs: int, outputs: int, size: int = 1, stride: int = 1, dilation: int = 1, groups: int = 1, bias: bool = False
+) -> nn.Conv2d:
+    """A convolution with symmetric padding, so that stride 1 keeps the size."""
     return nn.Conv2d(inputs, outputs, size, stride, dilation * (size // 2), dilation, groups, bias)
 
 
-def conv_norm_act(inputs, outputs, size, act, stride=1, bias=False):
+def conv_norm_act(
+    inputs: int, outputs: int, size: int, act: Activation, stride: int = 1, bias: bool = False
+) -> nn.Sequential:
+    """Convolution, batch norm and activation."""
     return nn.Sequential(conv(inputs, outputs, size, stride, bias=bias), nn.BatchNorm2d(outputs), act())
 
 
-def resize(x, size):
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear resize of (B, C, H, W) to (B, C, *size)."""
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
@@ -38,11 +49,11 @@ def resize(x, size):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions (ResNet-18 and 34). Only the first is dilated."""
+    """Two 3x3 convolutions (ResNet-18 and 34), of which only the first is dilated."""
 
     expansion = 1
 
-    def __init__(self, inputs, width, stride, dilation, downsample):
+    def __init__(self, inputs: int, width: int, stride: int, dilation: int, downsample: nn.Module | None):
         super().__init__()
         self.conv1 = conv(inputs, width, 3, stride, dilation)
         self.bn1 = nn.BatchNorm2d(width)
@@ -50,18 +61,18 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.downsample = downsample
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
         x = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(x)) + identity)
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (with the stride and the dilation), 1x1 to four times the width."""
+    """1x1 convolution, 3x3 convolution with the stride and the dilation, 1x1 convolution to four times the width."""
 
     expansion = 4
 
-    def __init__(self, inputs, width, stride, dilation, downsample):
+    def __init__(self, inputs: int, width: int, stride: int, dilation: int, downsample: nn.Module | None):
         super().__init__()
         self.conv1 = conv(inputs, width)
         self.bn1 = nn.BatchNorm2d(width)
@@ -71,7 +82,7 @@ class Bottleneck(nn.Module):
         self.bn3 = nn.BatchNorm2d(4 * width)
         self.downsample = downsample
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
         x = F.relu(self.bn1(self.conv1(x)))
         x = F.relu(self.bn2(self.conv2(x)))
@@ -79,9 +90,9 @@ class Bottleneck(nn.Module):
 
 
 class SplitAttention(nn.Module):
-    """A grouped 3x3 convolution into RADIX maps, summed with weights per image and channel."""
+    """Grouped 3x3 convolution to RADIX feature maps, and their sum weighted per image and channel."""
 
-    def __init__(self, width, dilation):
+    def __init__(self, width: int, dilation: int):
         super().__init__()
         hidden = max(width * RADIX // 4, 32)
         self.conv = conv(width, width * RADIX, 3, 1, dilation, groups=RADIX)
@@ -90,7 +101,7 @@ class SplitAttention(nn.Module):
         self.bn1 = nn.BatchNorm2d(hidden)
         self.fc2 = conv(hidden, width * RADIX, bias=True)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         splits = F.relu(self.bn0(self.conv(x))).unflatten(1, (RADIX, -1))  # (B, RADIX, width, h, w)
         pooled = splits.sum(1).mean((2, 3), keepdim=True)
         scores = self.fc2(F.relu(self.bn1(self.fc1(pooled)))).unflatten(1, (RADIX, -1))
@@ -98,11 +109,11 @@ class SplitAttention(nn.Module):
 
 
 class SplitBottleneck(nn.Module):
-    """The ResNeSt block. A stride is taken by average pooling, after the split attention."""
+    """The ResNeSt block; average pooling after the split attention applies the stride."""
 
     expansion = 4
 
-    def __init__(self, inputs, width, stride, dilation, downsample):
+    def __init__(self, inputs: int, width: int, stride: int, dilation: int, downsample: nn.Module | None):
         super().__init__()
         self.conv1 = conv(inputs, width)
         self.bn1 = nn.BatchNorm2d(width)
@@ -112,7 +123,7 @@ class SplitBottleneck(nn.Module):
         self.bn3 = nn.BatchNorm2d(4 * width)
         self.downsample = downsample
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.pool(self.conv2(x))
@@ -132,9 +143,9 @@ BACKBONES = {  # block, blocks per stage, channels after the stem
 
 
 class Backbone(nn.Module):
-    """ResNet v1c or ResNeSt at output stride 8. Returns the outputs of the four stages."""
+    """ResNet v1c or ResNeSt at output stride 8."""
 
-    def __init__(self, name):
+    def __init__(self, name: str):
         super().__init__()
         block, depths, channels = BACKBONES[name]
         self.stem = nn.Sequential(
@@ -160,7 +171,8 @@ class Backbone(nn.Module):
                 channels = outputs
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Outputs of the four stages, at strides 4, 8, 8 and 8."""
         x = F.max_pool2d(self.stem(x), 3, 2, padding=1)
         outputs = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
@@ -175,7 +187,7 @@ class Backbone(nn.Module):
 class Attention(nn.Module):
     """Every pixel of `feats` attends to every pixel of `source`."""
 
-    def __init__(self, feats_channels, source_channels, act, width=256):
+    def __init__(self, feats_channels: int, source_channels: int, act: Activation, width: int = 256):
         super().__init__()
         self.key_project = nn.Sequential(
             conv_norm_act(source_channels, width, 1, act), conv_norm_act(width, width, 1, act)
@@ -186,7 +198,7 @@ class Attention(nn.Module):
         self.value_project = conv_norm_act(source_channels, width, 1, act)
         self.out_project = conv_norm_act(width, feats_channels, 1, act)
 
-    def forward(self, feats, source):
+    def forward(self, feats: Tensor, source: Tensor) -> Tensor:
         query = self.query_project(feats).flatten(2)  # (B, width, N)
         key = self.key_project(source).flatten(2)
         value = self.value_project(source).flatten(2)
@@ -196,21 +208,24 @@ class Attention(nn.Module):
 
 
 class ImageLevelContext(nn.Module):
-    def __init__(self, channels, act):
+    """Attention of the pixels to the pixels joined with their mean (paper, section 3.2)."""
+
+    def __init__(self, channels: int, act: Activation):
         super().__init__()
         self.correlate_net = Attention(channels, 2 * channels, act)
         self.bottleneck = conv_norm_act(2 * channels, channels, 3, act)
 
-    def forward(self, feats):
+    def forward(self, feats: Tensor) -> Tensor:
         mean = feats.mean((2, 3), keepdim=True).expand_as(feats)
         context = self.correlate_net(feats, torch.cat([mean, feats], 1))
         return self.bottleneck(torch.cat([feats, context], 1))
 
 
-def class_vectors(feats, logits):
-    """Every pixel's feature replaced by the mean of its predicted class in its image, weighted by confidence.
+def class_vectors(feats: Tensor, logits: Tensor) -> Tensor:
+    """Replaces each pixel's features (B, C, H, W) by the mean over its predicted class in its image.
 
-    Gradients reach both `feats` and, through the weights, `logits`.
+    The mean is weighted by the softmax, over the pixels of the class, of that class's logits (B, K, H, W). Gradients
+    flow to `feats` and, through the weights, to `logits`.
     """
     out = torch.zeros_like(feats).flatten(2)
     for b in range(len(feats)):
@@ -226,12 +241,14 @@ def class_vectors(feats, logits):
 
 
 class SemanticLevelContext(nn.Module):
-    def __init__(self, channels, act):
+    """Attention of the pixels to their class vectors (paper, section 3.3)."""
+
+    def __init__(self, channels: int, act: Activation):
         super().__init__()
         self.correlate_net = Attention(channels, channels, act)
         self.bottleneck = conv_norm_act(2 * channels, channels, 3, act)
 
-    def forward(self, feats, logits, image_context):
+    def forward(self, feats: Tensor, logits: Tensor, image_context: Tensor) -> Tensor:
         context = self.correlate_net(feats, class_vectors(feats, logits))
         return self.bottleneck(torch.cat([image_context, context], 1))
 
@@ -240,15 +257,22 @@ class SemanticLevelContext(nn.Module):
 
 
 class ISNet(nn.Module):
-    """`shortcut` and `leaky_relu` are on for LIP. `dropout` drops whole channels."""
+    """The whole network. LIP uses `shortcut` and `leaky_relu`; `dropout` drops whole channels."""
 
-    def __init__(self, backbone="resnet50", num_classes=150, shortcut=False, leaky_relu=False, dropout=0.1):
+    def __init__(
+        self,
+        backbone: str = "resnet50",
+        num_classes: int = 150,
+        shortcut: bool = False,
+        leaky_relu: bool = False,
+        dropout: float = 0.1,
+    ):
         super().__init__()
 
-        def act():
+        def act() -> nn.Module:
             return nn.LeakyReLU(0.01) if leaky_relu else nn.ReLU()
 
-        def classifier(inputs, size):
+        def classifier(inputs: int, size: int) -> nn.Sequential:
             return nn.Sequential(
                 *conv_norm_act(inputs, 512, size, act), nn.Dropout2d(dropout), conv(512, num_classes, bias=True)
             )
@@ -267,8 +291,8 @@ class ISNet(nn.Module):
             self.decoder_stage2 = nn.Sequential(nn.Dropout2d(dropout), conv(512, num_classes, bias=True))
         self.auxiliary_decoder = classifier(third, 3)
 
-    def forward(self, x):
-        """Logits: (stage 2, stage 1) in eval mode, {"aux", "stage1", "stage2"} in training mode."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor] | dict[str, Tensor]:
+        """Logits (B, K, h, w) of images (B, 3, H, W): (stage 2, stage 1), in training {"aux", "stage1", "stage2"}."""
         first, _, third, last = self.backbone_net(x)
         feats = self.bottleneck(last)
         stage1 = self.decoder_stage1(feats)
@@ -282,8 +306,8 @@ class ISNet(nn.Module):
         return {"aux": self.auxiliary_decoder(third), "stage1": stage1, "stage2": stage2}
 
 
-def losses(outputs, labels):
-    """The weighted cross entropies by name, and their sum as "total". labels (B, H, W), 255 = ignored."""
+def losses(outputs: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+    """The weighted cross entropies by name, and their sum as "total"; labels (B, H, W), 255 ignored."""
     result = {}
     for name, weight in LOSS_WEIGHTS.items():
         logits = resize(outputs[name], labels.shape[1:])

@@ -8,9 +8,9 @@ usage: python -m isnet_jax.prepare --dataset=NAME [--source=DIR] [--data_dir=DIR
   --data_dir  where prepared data sets live: a folder, or gs://BUCKET/FOLDER to keep a copy there
               (default TFDS_DATA_DIR, or else ~/tensorflow_datasets)
   --config    takes all three, and the classes of the data set `folder`, from config.data
-  --check     checks only, writes nothing
+  --check     only checks, and writes nothing
 
-Every problem is told, a line each, before anything is prepared. A preparation that was stopped goes on where it was.
+Every problem is reported, one line each, before anything is prepared. After an interrupt the same command resumes.
 """
 
 import re
@@ -19,12 +19,11 @@ import sys
 
 from absl import flags
 
-from isnet_jax import cli, datasets
+from isnet_jax import cli
 from isnet_jax.errors import UserError
-from isnet_jax.runtime.console import say
 
-FIELDS = {"dataset": "name", "source": "source", "data_dir": "data_dir"}  # a flag, and what config.data calls it
-CONFIGS = {  # where it is not the data set's name
+FIELDS = {"dataset": "name", "source": "source", "data_dir": "data_dir"}  # flag: field of config.data
+CONFIGS = {  # arguments of isnet_jax.main, where the config is not named like the data set
     "scenes": ["quickstart.py"],
     "coco_stuff10k": ["coco_stuff.py"],
     "coco_stuff164k": ["coco_stuff.py", "--config.data.name=coco_stuff164k", "--config.data.eval_split=val"],
@@ -38,20 +37,10 @@ def _define_flags():
 
 
 def _main(config, flag_values):
-    given = [name for name in FIELDS if getattr(flag_values, name) is not None]
-    if config is not None:
-        if given:
-            raise flags.Error(f"--{given[0]} does not go with --config: set --config.data.{FIELDS[given[0]]} instead")
-        name, source, data_dir, folder = (config.data[field] for field in ("name", "source", "data_dir", "folder"))
-    elif flag_values.dataset is None:
-        raise flags.Error("--dataset=NAME or --config=FILE is missing")
-    else:
-        name, source, data_dir, folder = flag_values.dataset, flag_values.source, flag_values.data_dir, None
-        if name == "folder":
-            raise UserError(
-                "What is in your own folder is told by a config: give --config=FILE, as in "
-                "configs/own_folder.py, instead of --dataset=folder."
-            )
+    from isnet_jax import datasets
+    from isnet_jax.runtime.console import say
+
+    name, source, data_dir, folder = _data_set(config, flag_values)
     if flag_values.check:
         survey = datasets.check(name, source, folder)
         say(survey.tables())
@@ -65,14 +54,34 @@ def _main(config, flag_values):
     say(f"train with: {_training_command(config, name, data_dir)}")
 
 
+def _data_set(config, flag_values):
+    """Name, source, data_dir and config.data.folder, from the config or from the flags."""
+    given = [name for name in FIELDS if getattr(flag_values, name) is not None]
+    if config is not None:
+        if given:
+            raise flags.Error(
+                f"--{given[0]} cannot be combined with --config: set --config.data.{FIELDS[given[0]]} instead"
+            )
+        return tuple(config.data[field] for field in ("name", "source", "data_dir", "folder"))
+    if flag_values.dataset is None:
+        raise flags.Error("--dataset=NAME or --config=FILE is missing")
+    if flag_values.dataset == "folder":
+        raise UserError(
+            "A config describes your own folder: give --config=FILE, as in configs/own_folder.py, instead of "
+            "--dataset=folder."
+        )
+    return flag_values.dataset, flag_values.source, flag_values.data_dir, None
+
+
 def _training_command(config, name, data_dir):
     if config is None:
-        file, *words = CONFIGS.get(name, [f"{name}.py"])
-        words = [f"--config=configs/{file}", *words]
-        words += [f"--config.data.data_dir={data_dir}"] if data_dir else []
+        file, *arguments = CONFIGS.get(name, [f"{name}.py"])
+        arguments = [f"--config=configs/{file}", *arguments]
+        arguments += [f"--config.data.data_dir={data_dir}"] if data_dir else []
     else:
-        words = [word for word in sys.argv[1:] if not re.match(r"--?((no)?check$|check=|config\.data\.source=)", word)]
-    return shlex.join(["python", "-m", "isnet_jax.main", *words])
+        own = re.compile(r"--?((no)?check$|check=|config\.data\.source=)")
+        arguments = [argument for argument in sys.argv[1:] if not own.match(argument)]
+    return shlex.join(["python", "-m", "isnet_jax.main", *arguments])
 
 
 if __name__ == "__main__":

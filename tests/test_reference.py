@@ -80,9 +80,8 @@ def train(name, dtype, steps=None):
     case, losses = load_case(name), []
     meta, model = case.meta, case.model
 
-    config = ConfigDict(
-        base_lr=meta.lr, min_lr=meta.min_lr, power=meta.power, momentum=meta.momentum, weight_decay=meta.weight_decay
-    )
+    recipe = {"base_lr": meta.lr, "min_lr": meta.min_lr, "power": meta.power}
+    config = ConfigDict(recipe | {"momentum": meta.momentum, "weight_decay": meta.weight_decay})
     schedule = make_schedule(config, meta.steps)
     optimizer = make_optimizer(config, schedule)
 

@@ -173,7 +173,7 @@ class Checkpoints:
             steps = self.steps()
             raise UserError(
                 f"A checkpoint cannot be written to {self.workdir / 'checkpoints'}: {_reason(error)}. Make room, or "
-                "fix the cause it names. The same command then resumes from "
+                "fix the cause named here. The same command then resumes from "
                 f"{f'the checkpoint of step {steps[0]}' if steps else 'the start'}."
             ) from error
 

@@ -1,11 +1,17 @@
-"""The data sets, as TensorFlow Datasets builders over folders (or, for scenes, over nothing at all)."""
+"""The data sets, as TensorFlow Datasets builders over the original files. The scenes are drawn instead."""
 
 import importlib
 import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from isnet_jax.errors import UserError
 
-CLASSES = {  # a module here, and the builder's class in it
+if TYPE_CHECKING:  # these import TensorFlow
+    from isnet_jax.datasets.common import SegmentationBuilder
+    from isnet_jax.datasets.statistics import Survey
+
+CLASSES = {  # module and class of each builder
     "ade20k": "ade20k.Ade20k",
     "cityscapes": "cityscapes.Cityscapes",
     "coco_stuff10k": "coco_stuff.CocoStuff10k",
@@ -17,68 +23,69 @@ CLASSES = {  # a module here, and the builder's class in it
 }
 
 
-def load(name, data_dir=None, source=None, folder=None):
-    """Opens a data set, preparing it first where that has not been done yet.
+def load(
+    name: str,
+    data_dir: str | os.PathLike | None = None,
+    source: str | os.PathLike | None = None,
+    folder: Mapping[str, Any] | None = None,
+) -> "SegmentationBuilder":
+    """The builder of a prepared data set, which is prepared first if needed.
 
-    Args:
-      name: one of CLASSES.
-      data_dir: folder of prepared data sets; None means TFDS_DATA_DIR, or else ~/tensorflow_datasets. Of a URL
-        (gs://...) data sets are copied to that folder first, and to it once they are prepared.
-      source: the folder of the original files; needed only to prepare, and never by scenes.
-      folder: config.data.folder, for the data set of that name.
+    `name` is one of CLASSES. `data_dir` is the folder of prepared data sets: by default TFDS_DATA_DIR, or else
+    ~/tensorflow_datasets. If it is a URL (gs://...), data sets are downloaded from there into that default folder, or
+    uploaded once they are prepared. `source` is the folder of the original files, needed only to prepare, and never for
+    scenes. `folder` is config.data.folder, for the data set of that name.
 
-    Returns:
-      A prepared tfds builder. `builder.as_data_source(split, decoders=common.ENCODED)` gives random access
-      to records as they are stored; common.SegmentationBuilder describes them, and builder.info.metadata.
+    `builder.as_data_source(split, decoders=common.ENCODED)` gives random access to the records, which
+    common.SegmentationBuilder describes, as it does builder.info.metadata.
 
-    Raises:
-      UserError: the name is unknown, or the data cannot be found, read or trusted. What is wrong with single files
-        has then been told on standard error, a line each.
+    Raises UserError if the name is unknown, or if the data cannot be found, read or trusted. Problems with single files
+    are then listed on standard error, one a line.
     """
     return prepare(name, data_dir, source, folder)[0]
 
 
-def prepare(name, data_dir=None, source=None, folder=None):
-    """As `load`; returns the builder, and the survey.Survey of a data set that had to be prepared, else None."""
+def prepare(
+    name: str,
+    data_dir: str | os.PathLike | None = None,
+    source: str | os.PathLike | None = None,
+    folder: Mapping[str, Any] | None = None,
+) -> "tuple[SegmentationBuilder, Survey | None]":
+    """Like `load`, and also returns the survey if the data set had to be prepared, else None."""
     builder_class, kwargs = _builder_class(name, folder)
     from isnet_jax.datasets import preparation
 
     return preparation.open_or_prepare(builder_class, data_dir, source, **kwargs)
 
 
-def open_prepared(name, data_dir=None, folder=None):
-    """As `load`, but only of what is prepared on this machine: writes nothing, and asks no network."""
+def open_prepared(
+    name: str, data_dir: str | os.PathLike | None = None, folder: Mapping[str, Any] | None = None
+) -> "SegmentationBuilder":
+    """Like `load`, but only opens what this machine already has prepared: writes no files, uses no network."""
     builder_class, kwargs = _builder_class(name, folder)
     from isnet_jax.datasets import preparation
 
     return preparation.open_prepared(builder_class, data_dir, **kwargs)
 
 
-def check(name, source=None, folder=None):
-    """Checks original files and writes nothing.
-
-    Returns:
-      A survey.Survey.
-
-    Raises:
-      UserError: as of `load`.
-    """
+def check(name: str, source: str | os.PathLike | None = None, folder: Mapping[str, Any] | None = None) -> "Survey":
+    """Checks the original files without writing anything; raises UserError like `load`."""
     builder_class, kwargs = _builder_class(name, folder)
     from isnet_jax.datasets import preparation
 
     return preparation.check(builder_class, source, **kwargs)
 
 
-def _builder_class(name, folder):
-    """Returns a subclass of SegmentationBuilder, and arguments for it."""
+def _builder_class(name: str, folder: Mapping[str, Any] | None) -> "tuple[type[SegmentationBuilder], dict[str, Any]]":
+    """The builder's class and its additional arguments."""
     if name not in CLASSES:
         raise UserError(
             f"There is no data set {name!r}: config.data.name (isnet_jax.prepare: --dataset) must be one "
             f"of {', '.join(CLASSES)}."
         )
     if name == "folder" and folder is None:
-        raise UserError("The data set folder is described by config.data.folder: give a --config=FILE that sets it.")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets at import, which happens only here
-    module, _, builder_class = CLASSES[name].partition(".")
-    module = importlib.import_module(f"{__name__}.{module}")
-    return getattr(module, builder_class), {"folder": folder} if name == "folder" else {}
+        raise UserError("config.data.folder must describe the data set folder: give a --config=FILE that sets it.")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # or TensorFlow logs its version at import, just below
+    module_name, _, class_name = CLASSES[name].partition(".")
+    module = importlib.import_module(f"{__name__}.{module_name}")
+    return getattr(module, class_name), {"folder": folder} if name == "folder" else {}

@@ -1,14 +1,16 @@
 """ADE20K as in the scene parsing challenge of 2016: 20210 training and 2000 validation images, 150 classes."""
 
+from pathlib import Path
+
 import numpy as np
 
 from isnet_jax.datasets import common, tables
-from isnet_jax.datasets.pairing import find_pairs, locate
+from isnet_jax.datasets.pairing import Pair, find_pairs, locate
 from isnet_jax.labels import IGNORED
 
 
 class Ade20k(common.FolderBuilder):
-    """Label files hold 1..150, which become 0..149, and 0 for all else, which becomes 255."""
+    """Label files hold 1..150, which become 0..149, and 0 for everything else, which becomes 255."""
 
     NAMES = tables.names("""
         wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, earth,
@@ -49,7 +51,7 @@ class Ade20k(common.FolderBuilder):
     TRAIN_IDS = np.r_[IGNORED, :150]
     COUNTS = {"train": 20210, "val": 2000}
 
-    def pairs(self, source):
+    def pairs(self, source: Path) -> dict[str, list[Pair]]:
         source = source / locate(source, "ADEChallengeData2016", "")
         return {
             split: find_pairs(source, f"images/{folder}", f"annotations/{folder}", self.problems)

@@ -1,14 +1,16 @@
 """CamVid: street scenes from a car, 367 training, 101 validation and 233 test frames, 11 classes."""
 
+from pathlib import Path
+
 import numpy as np
 
 from isnet_jax.datasets import common
-from isnet_jax.datasets.pairing import find_pairs
+from isnet_jax.datasets.pairing import Pair, find_pairs
 from isnet_jax.labels import IGNORED
 
 
 class Camvid(common.FolderBuilder):
-    """Label files hold the indices 0..10, and 11 where unlabelled, which becomes 255."""
+    """Label files hold 0..10, and 11 for unlabelled pixels, which becomes 255."""
 
     NAMES = (
         "sky",
@@ -55,5 +57,5 @@ class Camvid(common.FolderBuilder):
     TRAIN_IDS = np.append(np.arange(len(NAMES)), IGNORED)
     COUNTS = {"train": 367, "val": 101, "test": 233}
 
-    def pairs(self, source):
+    def pairs(self, source: Path) -> dict[str, list[Pair]]:
         return {split: find_pairs(source, f"{split}/images", f"{split}/labels", self.problems) for split in self.COUNTS}

@@ -1,14 +1,16 @@
 """Cityscapes: street scenes of 50 cities at 2048 x 1024, 2975 training and 500 validation frames, 19 classes."""
 
+from pathlib import Path
+
 import numpy as np
 
 from isnet_jax.datasets import common, tables
-from isnet_jax.datasets.pairing import find_pairs, locate
+from isnet_jax.datasets.pairing import Pair, find_pairs, locate
 from isnet_jax.labels import IGNORED
 
 
 class Cityscapes(common.FolderBuilder):
-    """Label files (labelIds) hold 0..33, of which 19 are classes of the benchmark; the others become 255."""
+    """Label files (labelIds) hold 0..33. Of these, 19 are classes of the benchmark, and the others become 255."""
 
     NAMES = (
         "road",
@@ -50,11 +52,11 @@ class Cityscapes(common.FolderBuilder):
     HOMEPAGE = "https://www.cityscapes-dataset.com/"
     LAYOUT = "{leftImg8bit,gtFine}/{train,val}/CITY/{*_leftImg8bit.png,*_gtFine_labelIds.png}"
     TRAIN_IDS = np.full(256, -1)
-    TRAIN_IDS[[*range(34), 255]] = IGNORED  # 255 is how -1, license plate, is written in 8 bits
+    TRAIN_IDS[[*range(34), 255]] = IGNORED  # 255 stands for -1 (license plate) in 8 bits
     TRAIN_IDS[[7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33]] = np.arange(19)
     COUNTS = {"train": 2975, "val": 500}
 
-    def pairs(self, source):
+    def pairs(self, source: Path) -> dict[str, list[Pair]]:
         images = locate(source, "leftImg8bit", "leftImg8bit_trainvaltest/leftImg8bit")
         labels = locate(source, "gtFine", "gtFine_trainvaltest/gtFine")
         return {

@@ -1,13 +1,15 @@
-"""COCO-Stuff: COCO images labelled with things and stuff, in the first release of 10k images and the full one of 164k.
+"""COCO-Stuff: COCO images labelled with things and stuff, in its first release of 10k images and its full one of 164k.
 
-Both number 182 classes, of which 171 occur: 11 things of COCO have no segmentations.
+Both have 182 classes, of which 171 occur: COCO has no segmentations of the other 11, which are things.
 """
+
+from pathlib import Path
 
 import numpy as np
 
 from isnet_jax.datasets import common, tables
 from isnet_jax.datasets.mat import read_mat
-from isnet_jax.datasets.pairing import find_pairs, locate
+from isnet_jax.datasets.pairing import Pair, find_pairs, locate
 from isnet_jax.labels import IGNORED
 
 NAMES = tables.names("""
@@ -38,7 +40,7 @@ CITATION = """\
 
 
 class CocoStuff10k(common.FolderBuilder):
-    """Label files (.mat, key S) hold 1..182, which become 0..181, and 0 or 255 where unlabelled, which become 255."""
+    """Label files (.mat, key S) hold 1..182, which become 0..181, and 0 or 255 for unlabelled pixels: 255."""
 
     NAMES, PALETTE, CITATION = NAMES, PALETTE, CITATION
     DESCRIPTION = "COCO-Stuff 10k v1.1, everyday scenes labelled with things and stuff."
@@ -47,18 +49,18 @@ class CocoStuff10k(common.FolderBuilder):
     TRAIN_IDS = np.r_[IGNORED, :182, [-1] * 72, IGNORED]
     COUNTS = {"train": 9000, "test": 1000}
 
-    def pairs(self, source):
+    def pairs(self, source: Path) -> dict[str, list[Pair]]:
         return {
             split: find_pairs(source, "images", "annotations", self.problems, f"imageLists/{split}.txt", (".mat",))
             for split in self.COUNTS
         }
 
-    def read_label(self, path):
+    def read_label(self, path: Path) -> np.ndarray:
         return read_mat(path, "S")
 
 
 class CocoStuff164k(common.FolderBuilder):
-    """Label files (stuffthingmaps) hold 0..181, and 255 where unlabelled."""
+    """Label files (stuffthingmaps) hold 0..181, and 255 for unlabelled pixels."""
 
     NAMES, PALETTE, CITATION = NAMES, PALETTE, CITATION
     DESCRIPTION = "COCO-Stuff 164k, the training and validation images of COCO 2017 labelled with things and stuff."
@@ -67,7 +69,7 @@ class CocoStuff164k(common.FolderBuilder):
     TRAIN_IDS = np.r_[:182, [-1] * 73, IGNORED]
     COUNTS = {"train": 118287, "val": 5000}
 
-    def pairs(self, source):
+    def pairs(self, source: Path) -> dict[str, list[Pair]]:
         pairs = {}
         for split in self.COUNTS:
             folder = f"{split}2017"

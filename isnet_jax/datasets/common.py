@@ -130,7 +130,7 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder):
     def _record(self, item: Any, journal: Journal) -> dict[str, Any]:
         try:
             image = self.image(item)
-            finding = journal.get(self.stamp(item))  # the stamp is taken after reading: a later change alters it too
+            finding = journal.get(self.stamp(item))  # stamped after reading: the change of a file read shows
         except OSError:
             finding = None
         if finding is None:
@@ -188,8 +188,9 @@ class FolderBuilder(SegmentationBuilder):
 
     def check(self, pair: Pair) -> Finding:
         """Reads both files and reports all that is wrong with them, see `SegmentationBuilder.check`."""
-        errors, warnings, size, orientation = [], [], None, 1
-        label, ids = None, None
+        errors: list[str] = []
+        warnings: list[str] = []
+        size, orientation, label, ids = None, 1, None, None
         try:
             size, orientation, errors = image_files.check_image(pair.image)
         except UserError as error:
@@ -251,7 +252,7 @@ def _exif_advice(size: Sequence[int], label_size: Sequence[int], orientation: in
     if size == label_size[::-1]:
         return (
             f" The likely cause is the EXIF orientation {orientation} of the image, which was applied before the "
-            "image was labelled: rotate its pixels in the same way, and remove the tag."
+            "image was labelled: apply it to the pixels, and remove the tag."
         )
     return f" The EXIF orientation of the image is {orientation}, which may be the cause."
 

@@ -1,127 +1,140 @@
-"""Your own data: folders of images and labels, and what the labels mean, as config.data.folder says."""
+"""A user's own data: folders of images and labels, described by config.data.folder."""
 
 import dataclasses
 import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from isnet_jax.datasets import common, tables
-from isnet_jax.datasets.pairing import find_pairs
+from isnet_jax.datasets.pairing import Pair, find_pairs
 from isnet_jax.errors import UserError
 from isnet_jax.labels import IGNORED
 
 
 @dataclasses.dataclass(eq=False)
 class FolderConfig(tfds.core.BuilderConfig):
-    """config.data.folder; its name keeps data sets apart in a data_dir."""
+    """config.data.folder. Its name separates the data sets of a user in a data_dir."""
 
-    classes: tuple = ()
-    palette: tuple = ()
-    splits: dict = dataclasses.field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    palette: tuple[tables.Color, ...] = ()
+    splits: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
 
 
 class Folder(common.FolderBuilder):
-    """Label files hold indices of `classes`; 255, and a class named '', become 255."""
+    """Label files hold indices of `classes`; 255, and every class named "", become 255."""
 
     DESCRIPTION = "Images and labels of a user."
     LAYOUT = "the folders in config.data.folder.splits"
 
-    def __init__(self, *, folder=None, config=None, **kwargs):
-        """folder: config.data.folder; raises UserError if it cannot work. config: a FolderConfig, as unpickling passes it."""
-        plan = config or FolderConfig(
-            folder["name"],
-            classes=tuple(folder["classes"]),
-            palette=tuple(folder["palette"]),
-            splits=dict(folder["splits"]),
-        )
-        check(plan)
-        named = np.array([bool(name) for name in plan.classes])
-        self.plan = plan
-        self.NAMES = tuple(name for name in plan.classes if name)
-        self.PALETTE = plan.palette or tables.distinct_colors(range(1, len(self.NAMES) + 1))
+    def __init__(self, *, folder: Mapping[str, Any] | None = None, config: FolderConfig | None = None, **kwargs: Any):
+        """The builder of the data set that `folder`, config.data.folder, describes; raises UserError if it is invalid.
+
+        Unpickling passes `config` instead.
+        """
+        if config is None:
+            assert folder is not None
+            config = FolderConfig(
+                folder["name"],
+                classes=tuple(folder["classes"]),
+                palette=tuple(folder["palette"]),
+                splits=dict(folder["splits"]),
+            )
+        check(config)
+        is_named = np.array([bool(name) for name in config.classes])
+        self.folder_config = config
+        self.NAMES = tuple(name for name in config.classes if name)
+        self.PALETTE = config.palette or tables.distinct_colors(range(1, len(self.NAMES) + 1))
         self.TRAIN_IDS = np.append(np.full(255, -1), IGNORED)
-        self.TRAIN_IDS[: len(named)] = np.where(named, named.cumsum() - 1, IGNORED)
-        super().__init__(config=plan, **kwargs)
-        if self.data_path.exists() and self.info.metadata["folder"] != self._recorded():
+        self.TRAIN_IDS[: len(is_named)] = np.where(is_named, is_named.cumsum() - 1, IGNORED)
+        super().__init__(config=config, **kwargs)
+        if self.data_path.exists() and self.info.metadata["folder"] != self._recorded_fields():
             raise UserError(
                 f"{self.data_path} has been prepared with other classes or splits in config.data.folder: "
-                "delete it to prepare anew, or choose another config.data.folder.name."
+                "delete it to prepare it again, or choose another config.data.folder.name."
             )
         self.info.metadata["palette"] = [list(color) for color in self.PALETTE]  # no record depends on it
 
-    def pairs(self, source):
+    def pairs(self, source: Path) -> dict[str, list[Pair]]:
         return {
             split: find_pairs(source, images, labels, self.problems)
-            for split, (images, labels) in self.plan.splits.items()
+            for split, (images, labels) in self.folder_config.splits.items()
         }
 
-    def _recorded(self):
-        """Returns what the stored records depend on, as JSON has it."""
+    def _recorded_fields(self) -> dict[str, Any]:
+        """The fields that the records depend on, as JSON stores them."""
         return {
-            "classes": list(self.plan.classes),
-            "splits": {split: list(places) for split, places in self.plan.splits.items()},
+            "classes": list(self.folder_config.classes),
+            "splits": {split: list(places) for split, places in self.folder_config.splits.items()},
         }
 
-    def _info(self):
+    def _info(self) -> tfds.core.DatasetInfo:
         info = super()._info()
-        info.metadata["folder"] = self._recorded()
+        info.metadata["folder"] = self._recorded_fields()
         return info
 
-    def _create_builder_config(self, builder_config, version):
-        return builder_config  # TFDS warns of any that the class does not list
+    def _create_builder_config(self, builder_config: FolderConfig, version: Any) -> FolderConfig:
+        return builder_config  # TFDS would warn about a config that the class does not list
 
 
-def check(plan):
-    """Raises UserError, naming the field of config.data.folder, unless the FolderConfig can work."""
+def check(config: FolderConfig) -> None:
+    """Raises UserError, naming the field of config.data.folder, if a field is invalid."""
 
-    def require(field, what, holds):
-        value = getattr(plan, field)
-        if not holds(value):
-            raise UserError(f"config.data.folder.{field} is {value!r}; it must be {what}.")
+    def require(field: str, expected: str, is_valid: Callable[[Any], Any]) -> None:
+        value = getattr(config, field)
+        if not is_valid(value):
+            raise UserError(f"config.data.folder.{field} is {value!r}; it must be {expected}.")
 
-    def is_name(text):
-        return isinstance(text, str) and re.fullmatch("[A-Za-z0-9_-]+", text)
-
-    def stars(place):
-        return place.count("*") or 1  # a folder is short for FOLDER/*
-
-    require("name", "made of letters, digits, _ and -", is_name)
-    require(
-        "classes",
-        "2 to 255 different names, where '' marks a value to ignore",
-        lambda classes: (
-            len(classes) <= 255
-            and all(isinstance(name, str) for name in classes)
-            and len({*classes} - {""}) == sum(map(bool, classes)) >= 2
-        ),
-    )
+    require("name", "made of letters, digits, _ and -", _is_identifier)
+    require("classes", "2 to 255 different names, where '' marks a value to ignore", _are_classes)
     require(
         "palette",
         "() or an (r, g, b) of 0 to 255 for each class with a name",
-        lambda palette: (
-            not palette
-            or len(palette) == sum(map(bool, plan.classes))
-            and all(
-                isinstance(color, (tuple, list)) and len(color) == 3 and all(x in range(256) for x in color)
-                for color in palette
-            )
-        ),
+        lambda palette: _is_palette(palette, sum(map(bool, config.classes))),
     )
     require(
         "splits",
         "a dict of split: (images, labels), two folders or patterns with equally many * under "
         "config.data.source, as in {'train': ('images/train', 'labels/train')}",
-        lambda splits: (
-            splits
-            and all(
-                is_name(split)
-                and split != "all"
-                and isinstance(places, (tuple, list))
-                and len(places) == 2
-                and all(isinstance(place, str) and place for place in places)
-                and stars(places[0]) == stars(places[1])
-                for split, places in splits.items()
-            )
-        ),
+        _are_splits,
+    )
+
+
+def _is_identifier(text: Any) -> bool:
+    return isinstance(text, str) and bool(re.fullmatch("[A-Za-z0-9_-]+", text))
+
+
+def _are_classes(classes: tuple) -> bool:
+    return (
+        len(classes) <= 255
+        and all(isinstance(name, str) for name in classes)
+        and len({*classes} - {""}) == sum(map(bool, classes)) >= 2
+    )
+
+
+def _is_palette(palette: tuple, num_classes: int) -> bool:
+    return not palette or (
+        len(palette) == num_classes
+        and all(
+            isinstance(color, (tuple, list)) and len(color) == 3 and all(x in range(256) for x in color)
+            for color in palette
+        )
+    )
+
+
+def _are_splits(splits: dict) -> bool:
+    def num_stars(pattern: str) -> int:
+        return pattern.count("*") or 1  # a folder is short for FOLDER/*
+
+    return bool(splits) and all(
+        _is_identifier(split)
+        and split != "all"  # TFDS's name for all splits together
+        and isinstance(places, (tuple, list))
+        and len(places) == 2
+        and all(isinstance(place, str) and place for place in places)
+        and num_stars(places[0]) == num_stars(places[1])
+        for split, places in splits.items()
     )

@@ -146,7 +146,8 @@ def read_index_label(path: Path) -> np.ndarray:
         raise UserError(
             f"{path} is a colour image ({image.mode}): labels must be greyscale or palette PNGs of class indices."
         )
-    stretch = {"L;2": 85, "L;4": 17}.get(image.tile[0][3] if image.tile else None)  # Pillow scales these to 0..255
+    tiles = getattr(image, "tile", None)
+    stretch = {"L;2": 85, "L;4": 17}.get(tiles[0][3]) if tiles else None  # Pillow scales these to 0..255
     try:
         index = np.array(image)  # the indices of a palette image; image.convert would look up their colours
     except Exception as error:
@@ -228,6 +229,6 @@ def encode_label(ids: np.ndarray) -> bytes:
     return (
         limits.PNG
         + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-        + chunk(b"IDAT", zlib.compress(rows, 6))
+        + chunk(b"IDAT", zlib.compress(rows.tobytes(), 6))
         + chunk(b"IEND", b"")
     )

@@ -1,16 +1,22 @@
-"""LIP, "look into person": 30462 training and 10000 validation images of one person each, 20 classes."""
+"""LIP ("look into person"): 30462 training and 10000 validation images of one person each, 20 classes."""
+
+from pathlib import Path
 
 import numpy as np
 
 from isnet_jax.datasets import common, tables
-from isnet_jax.datasets.pairing import find_pairs, locate
+from isnet_jax.datasets.pairing import Pair, find_pairs, locate
 from isnet_jax.labels import IGNORED
 
-FOLDERS = "", "TrainVal_images/", "TrainVal_parsing_annotations/"  # of the archives; unpackers may add them twice
+FOLDERS = (
+    "",
+    "TrainVal_images/",
+    "TrainVal_parsing_annotations/",
+)  # of the archives; unpacking tools may nest them twice
 
 
 class Lip(common.FolderBuilder):
-    """Label files hold 0..19, background counted as a class; left and right are the person's own."""
+    """Label files hold 0..19, of which 0 is the background, a class too. Left and right are the person's own."""
 
     NAMES = (
         "__background__",
@@ -55,18 +61,18 @@ class Lip(common.FolderBuilder):
     TRAIN_IDS = np.r_[:20, [-1] * 235, IGNORED]
     COUNTS = {"train": 30462, "val": 10000}
 
-    def pairs(self, source):
-        def find(name):
+    def pairs(self, source: Path) -> dict[str, list[Pair]]:
+        def find(name: str) -> str:
             return locate(source, *(f"{folder * times}{name}" for folder in FOLDERS for times in (1, 2)))
 
         pairs = {}
         for split in self.COUNTS:
-            names = find(f"{split}_id.txt")  # mirrors leave it out; then all files count
+            list_file = find(f"{split}_id.txt")  # some download sites leave it out: all files count
             pairs[split] = find_pairs(
                 source,
                 find(f"{split}_images"),
                 find(f"{split}_segmentations"),
                 self.problems,
-                names if (source / names).is_file() else None,
+                list_file if (source / list_file).is_file() else None,
             )
         return pairs

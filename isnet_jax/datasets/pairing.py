@@ -52,7 +52,9 @@ def find_pairs(
         return []
     for pattern, files in ((image_pattern, image_files), (label_pattern, label_files)):
         if not files:
-            problems.append(f"There is no file {pattern.example('*')}{f' that {list_file} lists' if list_file else ''}.")
+            problems.append(
+                f"There is no file {pattern.example('*')}{f' that {list_file} lists' if list_file else ''}."
+            )
             return []
     for name in sorted((listed or set()) - image_files.keys() - label_files.keys()):
         problems.append(f"{source / str(list_file)} lists {name[-1]}, but there is no {image_pattern.example(*name)}.")

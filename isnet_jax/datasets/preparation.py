@@ -1,4 +1,4 @@
-"""From a builder to a prepared data set: opening, preparing once, in one process at a time."""
+"""Opens data sets, and prepares them once, in one process at a time."""
 
 import contextlib
 import fcntl
@@ -7,105 +7,119 @@ import itertools
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
+from etils import epath
 
 from isnet_jax.datasets import store
+from isnet_jax.datasets.common import SegmentationBuilder
 from isnet_jax.datasets.journal import Journal
 from isnet_jax.datasets.pairing import is_utf8
+from isnet_jax.datasets.statistics import Survey
 from isnet_jax.datasets.survey import survey
 from isnet_jax.errors import UserError
 from isnet_jax.runtime import files, limits
 
-HOW = "--config.data.source=DIR (isnet_jax.prepare --dataset: --source=DIR)"
+SOURCE_FLAGS = "--config.data.source=DIR (isnet_jax.prepare --dataset: --source=DIR)"
 
 
-def open_or_prepare(builder_class, data_dir, source, **kwargs):
-    """Does the work of `isnet_jax.datasets.prepare` for a subclass of SegmentationBuilder.
-
-    kwargs: for the builder, besides data_dir and source.
-    """
-    source = _resolve(builder_class, source)
-    remote, data_dir = data_dir if store.is_remote(data_dir) else None, store.local_place(data_dir)
-    make = functools.partial(_open, builder_class, data_dir, source, kwargs)
-    builder, result = make(), None
-    place = remote and store.place_of(remote, builder.data_path.relative_to(data_dir))
-    stored = place and store.holds(place)
-    if stored and builder.data_path.exists():
-        store.compare(place, builder.data_path)
-    elif not builder.data_path.exists() or place:
-        if builder_class.LAYOUT and not source and not stored:
+def open_or_prepare(
+    builder_class: type[SegmentationBuilder],
+    data_dir: str | os.PathLike | None,
+    source: str | os.PathLike | None,
+    **kwargs: Any,
+) -> tuple[SegmentationBuilder, Survey | None]:
+    """See `isnet_jax.datasets.prepare`; `kwargs` are the builder's, besides data_dir and source."""
+    source = _resolve_source(builder_class, source)
+    local_dir = store.local_data_dir(data_dir)
+    open_builder = functools.partial(_open, builder_class, local_dir, source, kwargs)
+    builder, result = open_builder(), None
+    remote = None
+    if data_dir and store.is_remote(data_dir):
+        remote = store.remote_path(data_dir, builder.data_path.relative_to(local_dir))
+    is_stored = remote is not None and store.is_complete(remote)
+    if is_stored and builder.data_path.exists():
+        store.compare(remote, builder.data_path)
+    elif remote is not None or not builder.data_path.exists():
+        if builder_class.LAYOUT and not source and not is_stored:
             raise UserError(
-                f"The data set {builder_class.name} is not prepared in {place or builder.data_path}: give "
-                f"the folder that holds it ({builder_class.LAYOUT}) as {HOW}, or as TFDS_DATA_DIR or "
-                "data_dir the place where it is prepared."
+                f"The data set {builder_class.name} is not prepared in {remote or builder.data_path}: give the folder "
+                f"that holds the original files ({builder_class.LAYOUT}) as {SOURCE_FLAGS}, or the place where it is "
+                "prepared as TFDS_DATA_DIR or data_dir."
             )
-        if not builder.data_path.exists() and not stored:
-            _require_folder(builder)
-        with _alone(builder) as folder:
-            if not make().data_path.exists():  # else another process has prepared it meanwhile
-                if stored:
-                    store.fetch(place, builder.data_path)
+        if not builder.data_path.exists() and not is_stored:
+            _require_source(builder)
+        with _exclusive(builder) as folder:
+            if not open_builder().data_path.exists():  # another process may have prepared it while this one waited
+                if is_stored:
+                    store.fetch(remote, builder.data_path)
                 else:
                     result = _prepare(builder, folder)
-        builder = make()
+        builder = open_builder()
     prepared_from = builder.info.metadata["source"]
     if source and str(source) != prepared_from:
         raise UserError(
-            f"{builder.data_path} has been prepared from {prepared_from}, but the source is now {source}: "
-            f"leave it empty to use what is there, delete {builder.data_path} to prepare anew, "
-            "or choose another data_dir."
+            f"{builder.data_path} has been prepared from {prepared_from}, but the source is now {source}: leave the "
+            f"source empty to use the prepared data, delete {builder.data_path} to prepare it again, or choose "
+            "another data_dir."
         )
-    if place and not stored:
-        store.send(builder.data_path, place)
+    if remote is not None and not is_stored:
+        store.send(builder.data_path, remote)
     return builder, result
 
 
-def open_prepared(builder_class, data_dir, **kwargs):
-    """Does the work of `isnet_jax.datasets.open_prepared` for a subclass of SegmentationBuilder."""
-    builder = _open(builder_class, store.local_place(data_dir), None, kwargs)
+def open_prepared(
+    builder_class: type[SegmentationBuilder], data_dir: str | os.PathLike | None, **kwargs: Any
+) -> SegmentationBuilder:
+    """See `isnet_jax.datasets.open_prepared`; `kwargs` are the builder's."""
+    builder = _open(builder_class, store.local_data_dir(data_dir), None, kwargs)
     if not builder.data_path.exists():
         raise UserError(f"The data set {builder_class.name} is not prepared in {builder.data_path}.")
     return builder
 
 
-def check(builder_class, source, **kwargs):
-    """Does the work of `isnet_jax.datasets.check` for a subclass of SegmentationBuilder."""
-    source = _resolve(builder_class, source)
+def check(builder_class: type[SegmentationBuilder], source: str | os.PathLike | None, **kwargs: Any) -> Survey:
+    """See `isnet_jax.datasets.check`; `kwargs` are the builder's."""
+    source = _resolve_source(builder_class, source)
     if builder_class.LAYOUT and not source:
         raise UserError(
             f"There is nothing to check: give the folder that holds the data set {builder_class.name} "
-            f"({builder_class.LAYOUT}) as {HOW}."
+            f"({builder_class.LAYOUT}) as {SOURCE_FLAGS}."
         )
-    builder = _open(builder_class, os.devnull, source, kwargs)  # nothing is ever prepared there
-    _require_folder(builder)
+    builder = _open(builder_class, os.devnull, source, kwargs)  # nothing can be prepared there
+    _require_source(builder)
     return survey(builder)
 
 
-def _resolve(builder_class, source):
+def _resolve_source(builder_class: type[SegmentationBuilder], source: str | os.PathLike | None) -> Path | None:
+    """The absolute path of the source, or None."""
     if source and not builder_class.LAYOUT:
         raise UserError(
             f"The source is {source}, but the data set {builder_class.name} needs no source: leave it empty."
         )
-    source = Path(source).expanduser().resolve() if source else None
-    if source and not is_utf8(source):
-        raise UserError(f"The source {source} has a name that is not UTF-8, as records need it: rename the folder.")
-    return source
+    path = Path(source).expanduser().resolve() if source else None
+    if path and not is_utf8(path):
+        raise UserError(f"The source {path} has a name that is not UTF-8, as records need it: rename the folder.")
+    return path
 
 
-def _require_folder(builder):
+def _require_source(builder: SegmentationBuilder) -> None:
     if builder.source and not builder.source.is_dir():
         raise UserError(
-            f"The source {builder.source} is no folder: give the one that holds the data set "
-            f"{builder.name} ({builder.LAYOUT}) as {HOW}."
+            f"The source {builder.source} is not a folder: give the folder that holds the data set {builder.name} "
+            f"({builder.LAYOUT}) as {SOURCE_FLAGS}."
         )
 
 
-def _open(builder_class, data_dir, source, kwargs):
-    """Returns a builder, prepared or not; raises UserError if what is there is damaged or foreign."""
+def _open(
+    builder_class: type[SegmentationBuilder], data_dir: str, source: Path | None, kwargs: dict[str, Any]
+) -> SegmentationBuilder:
+    """A builder, whether prepared or not; raises UserError if what is in its folder is damaged or foreign."""
     try:
         builder = builder_class(data_dir=data_dir, source=source, **kwargs)
         if builder.data_path.exists():
@@ -115,29 +129,28 @@ def _open(builder_class, data_dir, source, kwargs):
                     raise ValueError(f"{path} is missing")
     except UserError:
         raise
-    except Exception as error:  # TFDS raises AssertionError, json errors and its own
+    except Exception as error:  # TFDS raises AssertionError, JSON errors and its own
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(
-            f"What is in {os.path.join(data_dir, builder_class.name)} is no complete data set "
-            f"{builder_class.name} of this program ({reason}): delete it to prepare anew, or choose "
-            "another data_dir."
+            f"{os.path.join(data_dir, builder_class.name)} is not a complete data set {builder_class.name} of this "
+            f"program ({reason}): delete it to prepare it again, or choose another data_dir."
         ) from None
     return builder
 
 
-def _check_metadata(builder):
-    """Raises an error unless what is stored beside the records can be relied on: names of files are made of it."""
+def _check_metadata(builder: SegmentationBuilder) -> None:
+    """Raises an error unless the metadata stored beside the records are sound: their names become file names."""
     metadata, splits = builder.info.metadata, builder.info.splits
-    if list(metadata["names"]) != list(builder.NAMES):  # [] loads what is stored, get not
+    if list(metadata["names"]) != list(builder.NAMES):  # indexing loads the stored metadata, `get` does not
         raise ValueError("it holds other classes")
     if "examples" not in metadata:
         raise ValueError("it was prepared by an older version")
     if not isinstance(metadata["source"], str) or np.shape(metadata["palette"]) != (len(builder.NAMES), 3):
-        raise ValueError("its source is no text, or its palette no list of colours")
+        raise ValueError("its source is not a text, or its palette not a list of colours")
     if {split: len(examples) for split, examples in metadata["examples"].items()} != {
         split: info.num_examples for split, info in splits.items()
     }:
-        raise ValueError("it has other examples than records")
+        raise ValueError("its list of examples does not match its records")
     for name, height, width in itertools.chain(*metadata["examples"].values()):
         if not (
             isinstance(name, str)
@@ -149,17 +162,17 @@ def _check_metadata(builder):
         limits.check_size(width, height)
 
 
-def _prepare(builder, folder):
-    """Checks and writes a data set, with the journal in `folder`, which goes at the end; returns the Survey."""
+def _prepare(builder: SegmentationBuilder, folder: epath.Path) -> Survey:
+    """Checks and writes a data set; its journal is in `folder`, which is removed at the end."""
     journal = Journal(folder)
     result = survey(builder, journal)
-    needed, free = sum(census.num_bytes for census in result.census.values()), shutil.disk_usage(folder).free
-    if free < needed:
+    required, free = sum(split.num_bytes for split in result.statistics.values()), shutil.disk_usage(folder).free
+    if free < required:
         raise UserError(
-            f"The data set {builder.name} needs {needed / 1e9:.1f} GB in {builder.data_path}, where "
-            f"{free / 1e9:.1f} GB are free: make room or choose another data_dir."
+            f"The data set {builder.name} needs {required / 1e9:.1f} GB in {builder.data_path}, but only "
+            f"{free / 1e9:.1f} GB are free: make room, or choose another data_dir."
         )
-    shows_progress = tfds.core.utils.tqdm_utils._active
+    showed_progress = tfds.core.utils.tqdm_utils._active
     tfds.disable_progress_bar()  # ours is enough
     try:
         with tqdm.tqdm(
@@ -167,39 +180,40 @@ def _prepare(builder, folder):
         ) as bar:
             builder.write(result, journal, bar.update)
     finally:
-        tfds.display_progress_bar(shows_progress)
+        tfds.display_progress_bar(showed_progress)
     folder.rmtree()
     return result
 
 
 @contextlib.contextmanager
-def _alone(builder):
-    """Holds off other processes that want to prepare the same; yields the folder of the journal, epath.Path.
+def _exclusive(builder: SegmentationBuilder) -> Iterator[epath.Path]:
+    """Excludes other processes that prepare the same data set, and yields the folder for the journal.
 
-    The folder stays if there is a journal in it. Raises UserError for an OSError inside.
+    The folder is kept if there is a journal in it. Raises UserError in place of OSError.
     """
-    folder = builder.data_path.parent / f"checked.{builder.data_path.name}"  # of a form that TFDS passes over
+    folder = builder.data_path.parent / f"checked.{builder.data_path.name}"  # not a version, so TFDS ignores it
     try:
         with contextlib.ExitStack() as stack:
-            if _lock(folder, stack):  # so whoever made these is dead
-                for left in folder.parent.glob(f"incomplete.*_{builder.data_path.name}"):
-                    left.rmtree()
-            stack.callback(_tidy, folder)
+            if _lock(folder, stack):  # so the processes that left these folders have died
+                for incomplete in folder.parent.glob(f"incomplete.*_{builder.data_path.name}"):
+                    incomplete.rmtree()
+            stack.callback(_remove_if_empty, folder)
             yield folder
     except OSError as error:
         raise UserError(
-            f"Cannot write the data set {builder.name} to {builder.data_path} ({error}): mend that or "
-            "choose another data_dir."
+            f"The data set {builder.name} cannot be written to {builder.data_path} ({error}): fix that, or choose "
+            "another data_dir."
         ) from None
 
 
-def _tidy(folder):
+def _remove_if_empty(folder: epath.Path) -> None:
+    """Removes the folder unless it holds a journal."""
     if folder.exists() and not list(folder.glob("*.npz")):
         folder.rmtree()
 
 
-def _lock(folder, stack):
-    """Makes the folder and locks it until the stack closes; returns False where locks do not work."""
+def _lock(folder: epath.Path, stack: contextlib.ExitStack) -> bool:
+    """Makes the folder and locks it until the stack closes; False if the file system has no locks."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "lock"
@@ -209,9 +223,9 @@ def _lock(folder, stack):
         except BlockingIOError:
             print(f"waiting for another process that prepares {folder.parent}", file=sys.stderr)
             fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:  # some network file systems have none
+        except OSError:  # as on some network file systems
             return False
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 return True
-        # Else the folder was removed and made anew while we waited.
+        # Otherwise another process has removed the folder, and made it again, while this one waited.

@@ -108,7 +108,7 @@ def score(evaluation: Results) -> Scored:
     )
 
 
-def describe(directory: str) -> tuple[dict[str, Any], None]:
+def describe(directory: str | Path) -> tuple[dict[str, Any], None]:
     """Prints the scores of an evaluation beside the published result.
 
     Returns the same numbers in percent, for `jsonable`, and no picture.
@@ -148,7 +148,7 @@ def _class_table(scored: Scored) -> str:
     return aligned(rows)
 
 
-def compare(directory_a: str, directory_b: str) -> tuple[dict[str, Any], Image.Image | None]:
+def compare(directory_a: str | Path, directory_b: str | Path) -> tuple[dict[str, Any], Image.Image | None]:
     """Prints two evaluations side by side.
 
     Returns the same numbers in percent, for `jsonable`, and a picture of the images that differ most. Raises UserError

@@ -89,7 +89,7 @@ def score_maps(
     stride: Sequence[int] = (),
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
-    flip_pairs: Sequence[tuple[int, int]] = (),
+    flip_pairs: Sequence[Sequence[int]] = (),
     average: str = "softmax",
 ) -> list[ScoreMap]:
     """Scores (B, h, w, K) for each scale and, with `valid_size`, the valid (h, w) of each image in them.

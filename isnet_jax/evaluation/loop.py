@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, Shaped
+from jaxtyping import Array, Integer, Shaped
 
 from isnet_jax.evaluation.boundary import boundary_band, reach_in
 from isnet_jax.evaluation.inference import predict_classes, score_maps
@@ -30,7 +30,7 @@ OnBatch = Callable[["EvalBatch", Mapping[str, np.ndarray], Mapping[str, Array]],
 
 def eval_step(
     variables: Mapping[str, Any],
-    batch: Mapping[str, Int[Array | np.ndarray, "b ..."]],
+    batch: Mapping[str, Integer[Array | np.ndarray, "b ..."]],
     padded: bool,
     *,
     model: ISNet,

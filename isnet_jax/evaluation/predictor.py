@@ -21,7 +21,7 @@ from isnet_jax.errors import UserError
 from isnet_jax.evaluation import inference
 from isnet_jax.input import buckets, decoding
 from isnet_jax.input.photometry import normalize
-from isnet_jax.input.resizing import resize, target_size
+from isnet_jax.input.resizing import resize, target_size, use_one_opencv_thread
 from isnet_jax.models.isnet import ISNet, create_model
 from isnet_jax.runtime import sharding
 from isnet_jax.runtime.threads import map_in_order
@@ -123,6 +123,7 @@ class Predictor:
         """settings: keyword arguments of `inference.score_maps`."""
         self._test = config.test
         self.mesh: Mesh = sharding.make_mesh()
+        use_one_opencv_thread()
         self._variables = jax.device_put(variables, sharding.replicated(self.mesh))
 
         def step(variables, batch, output_shape):

@@ -88,9 +88,9 @@ def find(dataset: str, backbone: str | None, split: str, setting: Mapping[str, A
     setting: the "setting" of its results.json.
     """
     name = setting.get("name")
-    if (dataset, backbone) not in RESULTS or split != BENCHMARKS[dataset].split or name not in ("single", "tta"):
+    if backbone is None or (dataset, backbone) not in RESULTS or name not in ("single", "tta"):
         return None
     official = official_setting(dataset, backbone, name)
-    if any(setting.get(field) != value for field, value in official.items()):
+    if split != BENCHMARKS[dataset].split or any(setting.get(field) != value for field, value in official.items()):
         return None
     return Published(split, RESULTS[dataset, backbone][name == "tta"], name, SOURCE)

@@ -18,7 +18,7 @@ class Buckets(NamedTuple):
     which: np.ndarray  # int (examples,), indices into `sizes`
 
 
-def choose_buckets(sizes: np.ndarray, max_buckets: int, weights: Sequence[float] = (1,)) -> Buckets:
+def choose_buckets(sizes: np.ndarray, max_buckets: int, weights: Sequence[float] = (1.0,)) -> Buckets:
     """At most `max_buckets` shape buckets, chosen so that the examples cost little.
 
     sizes: int (examples, D), the D / 2 pairs of (height, width) that an example has, each padded to its own shape.
@@ -74,7 +74,7 @@ def _assign(distinct: np.ndarray, buckets: np.ndarray, weights: Sequence[float])
         buckets = shrunk
 
 
-def cost(sizes: np.ndarray, weights: Sequence[float] = (1,)) -> np.ndarray:
+def cost(sizes: np.ndarray, weights: Sequence[float] = (1.0,)) -> np.ndarray | np.float64:
     """Cost (...,) of sizes (..., D): the pixels of each (height, width), weighted."""
     areas = [np.prod(sizes[..., 2 * i : 2 * i + 2].astype(float), axis=-1) for i in range(len(weights))]
     return sum(weight * area for weight, area in zip(weights, areas))

@@ -8,7 +8,7 @@ import atexit
 import functools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import tensorflow as tf
@@ -23,7 +23,7 @@ from isnet_jax.input.records import Records
 from isnet_jax.input.resizing import resize, target_size, use_one_opencv_thread
 from isnet_jax.labels import IGNORED
 
-PIXEL_COSTS = 1, 0.1  # relative: a pixel of the network's input, and one of the label
+PIXEL_COSTS = 1.0, 0.1  # relative: a pixel of the network's input, and one of the label
 
 Batch = dict[str, np.ndarray]
 Rows = np.ndarray | Sequence[int] | slice  # of a global batch: those of this process, as `sharding.local_rows` gives
@@ -52,7 +52,7 @@ class Batches:
         except tf.errors.OpError as error:
             raise (self._errors or [error])[0] from None
 
-    def __enter__(self) -> "Batches":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -144,7 +144,7 @@ def _parallel(make: Callable[[int], tuple[np.ndarray, ...]], numbers: range, **d
     """
     errors: list[UserError] = []
 
-    def make_or_record_error(number: np.ndarray) -> tuple[np.ndarray, ...]:
+    def make_or_record_error(number: np.int64) -> tuple[np.ndarray, ...]:
         try:
             return make(int(number))
         except UserError as error:

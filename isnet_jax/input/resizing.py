@@ -7,7 +7,7 @@ import numpy as np
 
 
 def use_one_opencv_thread() -> None:
-    """Keeps OpenCV from starting threads of its own, in the whole process: images are prepared in parallel already."""
+    """Stops OpenCV from using threads of its own in this process, where images are prepared in parallel already."""
     cv2.setNumThreads(1)
 
 

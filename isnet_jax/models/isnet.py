@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
+from ml_collections import ConfigDict
 
 from isnet_jax.errors import UserError
 from isnet_jax.models.image_level_context import ImageLevelContext
@@ -94,7 +95,7 @@ class ISNet(nn.Module):
         return outputs
 
 
-def create_model(config: Mapping[str, Any]) -> ISNet:
+def create_model(config: ConfigDict | Mapping[str, Any]) -> ISNet:
     """ISNet from `config.model` (any mapping of ISNet's fields).
 
     Raises UserError for an unknown field, backbone, activation or dtype, naming the valid ones, and for numbers

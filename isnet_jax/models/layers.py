@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int, Shaped
 
 Array = jax.Array | np.ndarray  # traced or not
@@ -226,14 +227,15 @@ def avg_pool_2x2(x: Float[Array, "b h w c"], mask: Mask | None) -> Float[Array, 
 def interpolation_matrix(
     out_length: int,
     in_length: int,
-    out_size: int | Int[Array, "*b"],
-    in_size: int | Int[Array, "*b"],
-    dtype: jnp.dtype = jnp.float32,
+    out_size: int | Int[Array, "..."],
+    in_size: int | Int[Array, "..."],
+    dtype: DTypeLike = jnp.float32,
     scale: float | None = None,
-) -> Float[Array, "*b {out_length} {in_length}"]:
+) -> Float[Array, "... {out_length} {in_length}"]:
     """Weights of bilinear resizing, align_corners=False, along one axis.
 
-    The first `in_size` of `in_length` samples become the first `out_size` of `out_length`; the sizes may be traced.
+    The first `in_size` of `in_length` samples become the first `out_size` of `out_length`; the sizes may be traced, and
+    broadcast.
     Positions follow the ratio of the sizes, or `scale` if given. As in PyTorch, they are clamped to the samples, and
     downsampling is not antialiased.
     """

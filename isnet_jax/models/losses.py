@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 
 from isnet_jax.labels import IGNORED
 from isnet_jax.models.layers import Array, interpolation_matrix, precision
@@ -19,7 +19,7 @@ BLOCK_ROWS = 32  # output rows per block
 
 
 def resized_cross_entropy(
-    logits: Float[Array, "b h w k"], labels: Int[Array, "b h2 w2"]
+    logits: Float[Array, "b h w k"], labels: Integer[Array, "b h2 w2"]
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """Cross entropy of logits resized to labels, bilinear, align_corners=False.
 
@@ -50,7 +50,7 @@ def resized_cross_entropy(
 
 
 def isnet_losses(
-    outputs: Mapping[str, Float[Array, "b _ _ k"]], labels: Int[Array, "b h w"]
+    outputs: Mapping[str, Float[Array, "b _ _ k"]], labels: Integer[Array, "b h w"]
 ) -> dict[str, Float[Array, ""]]:
     """Weighted losses of a training forward pass, each the mean over the pixels that are not ignored.
 

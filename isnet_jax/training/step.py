@@ -7,10 +7,9 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Integer
 from ml_collections import ConfigDict
 
 from isnet_jax.input import photometry
@@ -25,7 +24,7 @@ Metrics = dict[str, Float[Array, ""]]
 class TrainState(flax.struct.PyTreeNode):
     """Everything that a train step updates."""
 
-    step: Int[Array | np.ndarray, ""]  # steps done, int32
+    step: Any  # steps done, int32
     params: Any
     batch_stats: Any
     opt_state: Any
@@ -72,7 +71,7 @@ def state_from_variables(
 
 def train_step(
     state: TrainState,
-    batch: Mapping[str, UInt8[Array, "..."] | Int[Array, "..."]],
+    batch: Mapping[str, Integer[Array, "b ..."]],
     *,
     model: ISNet,
     optimizer: optax.GradientTransformation,

@@ -1,4 +1,4 @@
-"""Pairing by patterns, and users' own folders."""
+"""Users' own folders: config.data.folder, from the config file to the records."""
 
 import json
 import pickle
@@ -10,59 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from absl import flags
-from data_sets import DATA, builder_class, check_split, draw, labels, needs_data, read_png, records, refusal
+from data_sets import check_split, labels, read_png, records, refusal, write_uniform
 from ml_collections import config_flags
 from paths import ROOT
 
 from isnet_jax import config, datasets
 from isnet_jax.errors import UserError
-
-# Patterns
-
-
-def pairs_of(tree, images, labels, names=None):
-    from isnet_jax.datasets.pairing import find_pairs
-
-    problems = []
-    return find_pairs(tree, images, labels, problems, names), problems
-
-
-def test_patterns(tmp_path):
-    tree = tmp_path / "a [*] tree"  # of the tree's own name nothing is a pattern
-    draw(
-        tree,
-        ["x/1/left_a.b.jpg", "x/2/left_a.b.jpg", "x/2/.left_c.jpg", "x/right_d.jpg", "x/2/left_e.JPEG"],
-        ["y/1/a.b_id.png", "y/2/a.b_id.png", "y/2/e_id.png", "y/2/a.b_color.png"],
-    )
-    pairs, problems = pairs_of(tree, "x/*/left_*", "y/*/*_id.png")
-    assert not problems
-    assert [
-        (pair.name, pair.image.relative_to(tree).as_posix(), pair.label.relative_to(tree).as_posix()) for pair in pairs
-    ] == [
-        ("a.b", "x/1/left_a.b.jpg", "y/1/a.b_id.png"),
-        ("a.b", "x/2/left_a.b.jpg", "y/2/a.b_id.png"),
-        ("e", "x/2/left_e.JPEG", "y/2/e_id.png"),
-    ]
-    (tree / "y/1/a.b_id.png").unlink()
-    pairs, problems = pairs_of(tree, "x/*/left_*", "y/*/*_id.png")
-    assert len(pairs) == 2
-    assert problems == [f"{tree}/x/1/left_a.b.jpg has no label a.b_id.png in {tree}/y/1."]
-
-
-def test_patterns_with_special_characters(tmp_path):
-    draw(tmp_path, ["i[1]/a+.jpg"], ["l(1)/a+.png"])
-    for images, masks in (("i[1]", "l(1)/"), ("i[1]/*+.jpg", "l(1)/*+.png"), (str(tmp_path / "i[1]"), "l(1)/*")):
-        pairs, problems = pairs_of(tmp_path, images, masks)
-        assert len(pairs) == 1 and not problems
-
-
-def test_list_that_is_no_text(tmp_path):
-    draw(tmp_path, ["i/a.jpg"], ["l/a.png"])
-    pairs, problems = pairs_of(tmp_path, "i", "l", names="i/a.jpg")
-    assert not pairs and problems[0].startswith(f"{tmp_path}/i/a.jpg cannot be read")
-
-
-# A user's own folders
 
 OWN = """
 from isnet_jax import config
@@ -78,11 +31,10 @@ def get_config(backbone="resnet18"):
 """
 
 
-@needs_data
-def test_folder_as_typed(tmp_path):
-    """The command that prepares, on a config file and fields set beside it."""
+def test_prepare_command_takes_folders_from_a_config(samples, tmp_path):
+    """With a config file, and fields that the command line overrides."""
     (tmp_path / "own.py").write_text(OWN)
-    tree = DATA / "mmseg_pseudo/pseudo_dataset"
+    tree = samples.root / "mmseg_pseudo/pseudo_dataset"
     done = subprocess.run(
         [
             sys.executable,
@@ -112,54 +64,54 @@ def test_folder_as_typed(tmp_path):
     assert pickle.loads(pickle.dumps(records(builder, "val")))[4]["name"] == b"00004"  # as worker processes need it
 
 
-def test_folder_in_configs(tmp_path, monkeypatch):
+def test_config_folder_is_set_by_flags_and_survives_json(tmp_path, monkeypatch):
     (tmp_path / "own.py").write_text(OWN)
-    words = [
+    args = [
         f"--config={tmp_path}/own.py",
         "--config.data.folder.name=other",
         "--config.data.folder.classes=('x', 'y')",
         "--config.data.folder.splits.train=('i', 'l')",
         "--config.data.folder.palette=((1, 2, 3), (4, 5, 6))",
     ]
-    values = flags.FlagValues()
-    monkeypatch.setattr("sys.argv", ["test", *words])  # where config_flags looks for fields
-    flag = config_flags.DEFINE_config_file("config", flag_values=values)
-    values(["test", *words])
+    flag_values = flags.FlagValues()
+    monkeypatch.setattr("sys.argv", ["test", *args])  # where config_flags looks for fields
+    flag = config_flags.DEFINE_config_file("config", flag_values=flag_values)
+    flag_values(["test", *args])
     config.check(flag.value)
-    ours = flag.value.to_dict()
-    assert ours["data"]["folder"] == {
+    current = flag.value.to_dict()
+    assert current["data"]["folder"] == {
         "name": "other",
         "classes": ("x", "y"),
         "palette": ((1, 2, 3), (4, 5, 6)),
         "splits": {"train": ("i", "l"), "val": ("imgs/*_img", "gts/*_gt")},
     }
-    written = json.loads(json.dumps(ours))  # as in a workdir's config.json
+    recorded = json.loads(json.dumps(current))  # as in a workdir's config.json
     flag.value.data.folder.classes = ("x", "z")
-    changes = config.differences(json.loads(json.dumps(flag.value.to_dict())), written)
+    changes = config.differences(json.loads(json.dumps(flag.value.to_dict())), recorded)
     assert len(changes) == 1 and changes[0].startswith("data.folder.classes")
 
 
 @pytest.fixture
 def own(tmp_path):
-    """A tree, and the data set as config.data.folder has it."""
-    draw(tmp_path / "tree", ["i/a.jpg"], ["l/a.png"])
+    """A tree with one pair, and the config.data.folder that describes it."""
+    write_uniform(tmp_path / "tree", ["i/a.jpg"], ["l/a.png"])
     c = config.default().data.folder
     c.name, c.classes, c.splits = "own", ("a", "b"), {"train": ("i", "l")}
     return tmp_path / "tree", c
 
 
-def test_folder_classes(own):
+def test_folder_maps_values_by_classes(own):
     tree, folder = own
-    draw(tree, labels=["l/a.png"], value=2)
+    write_uniform(tree, labels=["l/a.png"], value=2)
     refusal("folder", tree, tree / "l/a.png", "2", "row 0", "0..1, 255", folder=folder)
     folder.classes = ("", "a", "b")
     for value, expected in (0, 255), (1, 0), (2, 1), (255, 255):
         folder.name = f"own{value}"
-        draw(tree, labels=["l/a.png"], value=value)
+        write_uniform(tree, labels=["l/a.png"], value=value)
         assert (labels(datasets.load("folder", tree.parent / "data", tree, folder), "train")["a"] == expected).all()
 
 
-def test_two_folders_live_side_by_side(own, capfd):
+def test_folder_data_sets_of_different_names_coexist(own, capfd):
     tree, folder = own
     first = datasets.load("folder", tree.parent / "data", tree, folder)
     folder.name, folder.classes = "other", ("x", "y", "z")
@@ -172,7 +124,7 @@ def test_two_folders_live_side_by_side(own, capfd):
     "change",
     [{"classes": ("a", "c")}, {"classes": ("", "a", "b")}, {"splits": {"train": ("i", "l"), "val": ("i", "l")}}],
 )
-def test_changed_folder_is_refused(own, change):
+def test_folder_refuses_other_classes_or_splits(own, change):
     tree, folder = own
     datasets.load("folder", tree.parent / "data", tree, folder)
     for field, value in change.items():
@@ -181,7 +133,7 @@ def test_changed_folder_is_refused(own, change):
     refusal("folder", tree, f"{place} has been prepared with other classes or splits", "delete it", folder=folder)
 
 
-def test_palette_may_change(own):
+def test_folder_accepts_another_palette(own):
     tree, folder = own
     datasets.load("folder", tree.parent / "data", tree, folder)
     folder.palette = ((1, 2, 3), (4, 5, 6))
@@ -215,14 +167,14 @@ def test_palette_may_change(own):
         ("splits", {"a/b": ("i", "l")}),
     ],
 )
-def test_bad_fields_of_folder(own, field, value):
+def test_folder_refuses_invalid_fields(own, field, value):
     tree, folder = own
     folder[field] = value
     message = refusal("folder", tree, f"config.data.folder.{field} is ", "it must be", folder=folder)
     assert not (tree.parent / "data").exists() and "\n" not in message
 
 
-def test_missing_folders_of_folder(own):
+def test_folder_reports_missing_folders_and_source(own):
     tree, folder = own
     folder.splits = {"train": ("i", "l"), "val": ("nowhere", "l")}
     refusal("folder", tree, f"The folder {tree}/nowhere is missing", folder=folder)
@@ -230,18 +182,12 @@ def test_missing_folders_of_folder(own):
         datasets.load("folder", tree.parent / "data", folder=folder)
 
 
-def test_template(tmp_path):
+def test_own_folder_config_prepares(tmp_path):
+    """The template that the documentation tells users to copy."""
     c = runpy.run_path(str(ROOT / "configs/own_folder.py"))["get_config"]()
     config.check(c)
     for split in "train", "val":
-        draw(tmp_path / "tree", [f"images/{split}/a.jpg"], [f"labels/{split}/a.png"], value=2)
+        write_uniform(tmp_path / "tree", [f"images/{split}/a.jpg"], [f"labels/{split}/a.png"], value=2)
     builder = datasets.load(c.data.name, tmp_path / "data", tmp_path / "tree", c.data.folder)
     assert len(builder.info.metadata["names"]) == c.model.num_classes
     assert (labels(builder, c.data.eval_split)["a"] == 2).all()
-
-
-@pytest.mark.parametrize("name", ["ade20k", "camvid", "cityscapes", "coco_stuff", "lip"])
-def test_configs_fit_their_data(name):
-    c = runpy.run_path(str(ROOT / f"configs/{name}.py"))["get_config"]()
-    cls = builder_class(c.data.name)
-    assert c.model.num_classes == len(cls.NAMES) and {c.data.train_split, c.data.eval_split} <= set(cls.COUNTS)

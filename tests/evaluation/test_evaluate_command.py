@@ -1,4 +1,4 @@
-"""isnet_jax.evaluate as a user types it: mixed sizes, resuming after a kill, mistakes."""
+"""The evaluate command: mixed sizes, resuming after a kill, mistakes; and the record that it resumes from."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def get_config(backbone="resnet18"):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with config.py, a checkpoint of random weights, and twelve images of three sizes."""
+    """A directory with config.py, a checkpoint of random weights, and twelve images of three sizes."""
     place = tmp_path_factory.mktemp("evaluate")
     rng = np.random.default_rng(0)
     for kind in "images", "labels":
@@ -60,12 +60,11 @@ def place(tmp_path_factory):
     return place
 
 
-def run(place, *words, code=None):
-    """Exit code, standard output and error of the command, or of Python code before it."""
-    words = ["--config=config.py", *words]
+def run(place, *args, code=None):
+    """Exit code, standard output and standard error (unwrapped) of the command, or of Python `code` in its place."""
     start = ["-m", "isnet_jax.evaluate"] if code is None else ["-c", code]
     done = subprocess.run(
-        [sys.executable, *start, *words],
+        [sys.executable, *start, "--config=config.py", *args],
         capture_output=True,
         text=True,
         cwd=place,
@@ -92,10 +91,10 @@ runpy.run_module("isnet_jax.evaluate", run_name="__main__", alter_sys=True)
 """
 
 
-def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(place):
+def test_evaluate_resumes_after_a_kill_and_equals_an_uninterrupted_run(place):
     code, out, err = run(place, "--checkpoint=weights", "--output=whole")
     assert code == 0, err
-    assert "12 images; 2 canvases" in out and "boundary IoU" in out and "absent_zero" in out
+    assert "12 images; 2 padded shapes" in out and "boundary IoU" in out and "absent_zero" in out
     assert run(place, "--checkpoint=weights", "--output=killed", code=KILLED)[0] == -9
     assert not (place / "killed/results.json").exists()
     code, out, err = run(place, "--checkpoint=weights", "--output=killed")
@@ -105,7 +104,7 @@ def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(place):
         assert whole.record[key] == killed.record[key]
     for name in "counts", "boundary", "files":
         np.testing.assert_array_equal(getattr(whole, name), getattr(killed, name))
-    assert whole.record["run"]["programs"] == 2  # as many as were really compiled, for three sizes
+    assert whole.record["run"]["programs"] == 2  # compilations counted by JAX, for three sizes
     np.testing.assert_array_equal(whole.counts.sum(0, dtype=np.int64)[2], np.array(whole.record["confusion"]).sum(1))
     for i in range(12):
         np.testing.assert_array_equal(whole.prediction(i), killed.prediction(i))
@@ -120,7 +119,7 @@ def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(place):
 
     code, _, err = run(place, "--checkpoint=weights", "--output=whole", "--tta")
     assert code == 1 and "of another evaluation" in err
-    os.utime(newest_checkpoint(place / "weights"), ns=(0, 0))  # as if written anew
+    os.utime(newest_checkpoint(place / "weights"), ns=(0, 0))  # as if written again
     code, _, err = run(place, "--checkpoint=weights", "--output=whole")
     assert code == 1 and "of another evaluation" in err
     (place / "whole/results.json").write_text("")
@@ -139,7 +138,7 @@ FACTS = {
 
 
 def record_with_batch(directory, indices, stamp="x"):
-    """An EvaluationRecord of three images, and what `add` takes for a batch of them."""
+    """An EvaluationRecord of three images, and the arguments of `add` for a batch of them."""
     record = EvaluationRecord(directory, FACTS, stamp, ["one", "two", "three"])
     count = len(indices)
     predictions = jax.numpy.zeros((count, 4, 4), "uint8")
@@ -154,38 +153,38 @@ def record_with_batch(directory, indices, stamp="x"):
     return record, (EvalBatch((4, 4), (4, 4), False, np.array(indices)), batch, result)
 
 
-def test_an_interrupt_within_a_batch_leaves_it_out_whole(tmp_path):
+def test_record_leaves_out_an_interrupted_batch_completely(tmp_path):
     record, first = record_with_batch(tmp_path, [0])
     record.add(*first)
     _, second = record_with_batch(tmp_path, [1, 2])
-    second[2]["confusion"] = property  # stands for an interrupt while the batch is being taken
+    second[2]["confusion"] = property  # raises TypeError, like an interrupt while the batch is added
     with pytest.raises(TypeError):
         record.add(*second)
     record.save()
-    again, second = record_with_batch(tmp_path, [1, 2])
-    assert again.done.tolist() == [True, False, False] and again.confusion.sum() == 16
-    again.add(*second)
-    again.save()
+    resumed, second = record_with_batch(tmp_path, [1, 2])
+    assert resumed.done.tolist() == [True, False, False] and resumed.confusion.sum() == 16
+    resumed.add(*second)
+    resumed.save()
     assert record_with_batch(tmp_path, [])[0].done.all()
-    (tmp_path / "predictions/two.png").unlink()  # then nothing is trusted
+    (tmp_path / "predictions/two.png").unlink()  # a missing prediction discards the progress
     assert not record_with_batch(tmp_path, [])[0].done.any()
     with pytest.raises(UserError, match="of another evaluation"):
-        record_with_batch(tmp_path, [], stamp="prepared anew")
+        record_with_batch(tmp_path, [], stamp="prepared again")
 
 
-def test_official_files_and_tta(place):
+def test_evaluate_reads_official_files_and_tests_with_tta(place):
     model = create_model({"backbone": "resnet18", "num_classes": 3})
     torch = pytest.importorskip("torch")
     state = torch_names.to_torch(load_variables(place / "weights", torch_names.variable_shapes(model)), model)
     torch.save({"model": {name: torch.from_numpy(array.copy()) for name, array in state.items()}}, place / "isnet.pth")
     code, out, err = run(place, "--checkpoint=isnet.pth", "--tta")
     assert code == 0, err
-    record = json.loads((place / "runs/config/evaluation-tta/results.json").read_text())
-    assert record["setting"]["scales"] == [1.0, 0.5] and record["setting"]["flip"] and record["step"] is None
+    content = json.loads((place / "runs/config/evaluation-tta/results.json").read_text())
+    assert content["setting"]["scales"] == [1.0, 0.5] and content["setting"]["flip"] and content["step"] is None
 
 
 @pytest.mark.parametrize(
-    "words, code, part",
+    "args, code, message",
     [
         ((), 2, "--checkpoint=DIR_or_FILE.pth is missing"),
         (("--checkpoint=nowhere",), 1, "--checkpoint=nowhere does not exist"),
@@ -195,12 +194,12 @@ def test_official_files_and_tta(place):
         (("--checkpoint=weights", "--ema"), 1, "holds no moving average"),
     ],
 )
-def test_mistakes(place, words, code, part):
-    found, out, err = run(place, *words)
-    assert found == code and part in err and "Traceback" not in err, err
+def test_evaluate_reports_mistakes_without_a_traceback(place, args, code, message):
+    exit_code, _, err = run(place, *args)
+    assert exit_code == code and message in err and "Traceback" not in err, err
 
 
-def test_moving_averages_of_a_run(tmp_path):
+def test_load_variables_reads_weights_or_moving_averages(tmp_path):
     weights = {"params": {"a": np.arange(3.0)}, "batch_stats": {"b": np.ones(2)}}
     averages = jax.tree.map(lambda x: -x, weights)
     saved = Checkpoints(tmp_path, config.default().to_dict())

@@ -1,6 +1,7 @@
-"""Scores, and predictions at the original size."""
+"""The evaluation loop and what it computes: counts, scores, boundary bands, predictions at the original size."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from isnet_jax.models.layers import resize
 from isnet_jax.runtime import sharding
 
 
-def test_confusion_matrix_counts_every_labelled_pixel():
+def test_confusion_matrices_count_every_labelled_pixel():
     rng = np.random.default_rng(0)
     labels, predictions = rng.integers(0, 7, (2, 3, 150, 41))
     labels[rng.random(labels.shape) < 0.2] = 255
@@ -29,29 +30,44 @@ def test_confusion_matrix_counts_every_labelled_pixel():
     np.testing.assert_array_equal(metrics.pixel_counts(labels, 7), found.sum(2))
 
 
-def test_scores_by_hand():
-    """Class 2 occurs nowhere, class 3 is only predicted: it counts as 0, class 2 not at all."""
+def test_scores_equal_results_by_hand():
+    """Class 3 is only predicted and counts as 0; class 2 occurs nowhere and is left out."""
     confusion = [[6, 2, 0, 1], [1, 8, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     result = metrics.scores(confusion)
     np.testing.assert_allclose(result["iou"], [6 / 10, 8 / 11, np.nan, 0])
     assert result["miou"] == pytest.approx((6 / 10 + 8 / 11 + 0) / 3)
     assert result["pixel_accuracy"] == pytest.approx(14 / 18)
     assert result["mean_accuracy"] == pytest.approx((6 / 9 + 8 / 9) / 2)
-    constant = metrics.majority_class_scores(confusion)  # nine pixels each of classes 0 and 1; 2 and 3 do not occur
-    assert (constant["miou"], constant["pixel_accuracy"]) == (0.25, 0.5)
+    baseline = metrics.majority_class_scores(confusion)  # nine pixels each of classes 0 and 1, none of 2 and 3
+    assert (baseline["miou"], baseline["pixel_accuracy"]) == (0.25, 0.5)
     table = metrics.format_table(result, ["sky", "water", "boat", "ball"]).splitlines()
     assert len({len(line) for line in table[:-2]}) == 1  # aligned
     assert table[3].split() == ["boat", "-", "-", "0.00"]
+    assert table[-1] == "pixel accuracy 77.78 %"
 
 
-def test_predictions_at_mixed_sizes_equal_those_one_by_one():
+def test_in_percent_makes_scores_jsonable():
+    confusion = np.array([[6, 2, 0], [1, 8, 0], [0, 0, 0]])
+    found = metrics.in_percent({**metrics.scores(confusion), "confusion": confusion}, ["sky", "water", "boat"])
+    assert json.loads(json.dumps(found)) == found
+    assert found["iou"] == {"sky": 66.6667, "water": 72.7273, "boat": None}
+    assert found["miou"] == 69.697 and found["confusion"] == [[6, 2, 0], [1, 8, 0], [0, 0, 0]]
+    assert metrics.in_percent(metrics.scores(np.zeros((2, 2))), ["a", "b"])["miou"] is None
+
+
+def test_percent_has_two_digits_and_an_optional_sign():
+    assert [metrics.percent(x) for x in (0.12345, 1, np.float32(0.5), np.nan)] == ["12.35", "100.00", "50.00", "-"]
+    assert [metrics.percent(x, "+") for x in (0.1, -0.1, np.nan)] == ["+10.00", "-10.00", "-"]
+
+
+def test_predict_classes_of_mixed_sizes_equal_single_images():
     rng = np.random.default_rng(0)
     sizes, feature_sizes = np.array([(70, 131), (101, 90)]), np.array([(9, 17), (13, 12)])
     logits = rng.standard_normal((2, 16, 17, 5)).astype(np.float32)
     found = inference.predict_classes([(jnp.asarray(logits), feature_sizes)], (110, 140), sizes)
     for i, ((h, w), (fh, fw)) in enumerate(zip(sizes, feature_sizes)):
         expected = resize(jnp.asarray(logits[i : i + 1, :fh, :fw]), (h, w))[0].argmax(-1)
-        assert (np.asarray(found[i, :h, :w]) == expected).mean() > 0.9999  # ties within rounding
+        assert (np.asarray(found[i, :h, :w]) == expected).mean() > 0.9999  # except for ties within rounding
 
 
 TTA = {"scales": (1.0, 0.75), "flip": True, "flip_pairs": ((1, 2),), "average": "softmax"}
@@ -64,8 +80,8 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_batches_of_mixed_sizes_over_devices_equal_single_images(name, x64):
-    """The same counts from padded batches on 8, 2 and 1 devices and from each image alone, unpadded."""
+def test_evaluate_of_mixed_sizes_over_devices_equals_single_images(name, x64):
+    """Padded batches on 8, 2 and 1 devices give the same counts as each image alone, unpadded."""
     model = create_model({"backbone": "resnet18", "num_classes": 5, "shortcut": name == "shortcut", "dtype": "float64"})
     variables = random_variables(model, dtype=np.float64)
     rng = np.random.default_rng(0)
@@ -112,7 +128,7 @@ def test_batches_of_mixed_sizes_over_devices_equal_single_images(name, x64):
         np.testing.assert_array_equal(counts.sum(0), metrics.class_counts(confusion))
 
 
-def test_memory_does_not_grow_with_the_number_of_windows():
+def test_eval_step_memory_does_not_grow_with_the_number_of_windows():
     model = create_model({"backbone": "resnet18", "num_classes": 5})
     variables = jax.eval_shape(lambda: random_variables(model))
     memory = {}
@@ -132,8 +148,8 @@ def test_memory_does_not_grow_with_the_number_of_windows():
     assert memory[12] < 1.02 * memory[48]
 
 
-def test_boundary_bands_equal_erosion_class_by_class():
-    """Boundary IoU's definition: of each class's mask, what OpenCV's erosion takes away."""
+def test_boundary_band_equals_erosion_class_by_class():
+    """The definition of Boundary IoU: the pixels that OpenCV's erosion removes from the mask of each class."""
     import cv2
 
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""`python -m isnet_jax.predict` as a user runs it: images of every kind, good and bad, and what is written of them."""
+"""The predict command on images of every kind, intact and damaged, the files it writes, and decoding."""
 
 import json
 import os
@@ -31,15 +31,15 @@ from isnet_jax.runtime.files import atomic_write_text
 LANDSCAPE, PORTRAIT, WIDE = (48, 72), (72, 48), (40, 90)  # (h, w); networks see (64, 96), (96, 64), (43, 96)
 
 
-def run(*words, devices=1, path=()):
-    """A command as typed: (exit code, stdout, stderr), unwrapped."""
+def run(*args, devices=1, path=()):
+    """Exit code, standard output and standard error (unwrapped) of the command."""
     environment = {
         **os.environ,
         "JAX_NUM_CPU_DEVICES": str(devices),
         "PYTHONPATH": os.pathsep.join(map(str, (*path, ROOT))),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "isnet_jax.predict", *map(str, words)],
+        [sys.executable, "-m", "isnet_jax.predict", *map(str, args)],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -62,14 +62,14 @@ def draw(seed, size, channels=3, high=256, dtype=np.uint8):
     return np.clip(cv2.resize(coarse, size[::-1]).reshape(*size, channels) * high, 0, high - 1).astype(dtype)
 
 
-def turned(orientation):
+def exif_with(orientation):
     exif = Image.Exif()
     exif[decoding.ORIENTATION] = orientation
     return exif
 
 
 def png(size, *chunks):
-    """A PNG that claims to be of `size` (h, w) whatever its chunks (kind, data) hold."""
+    """A PNG whose header declares `size` (h, w), whatever its chunks (kind, data) hold."""
     header = struct.pack(">IIBBBBB", *size[::-1], 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -79,7 +79,7 @@ def png(size, *chunks):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """A folder of images: (it, {name: RGB uint8 (h, w, 3), upright, of the good ones})."""
+    """A folder of images, and {name: upright RGB uint8 (h, w, 3)} of the intact ones."""
     folder = tmp_path_factory.mktemp("photos")
     (folder / "street").mkdir()
     (folder / ".hidden").mkdir()
@@ -104,7 +104,7 @@ def photos(tmp_path_factory):
     deep = draw(20, LANDSCAPE, 1, 65536, np.uint16)[..., 0]
     Image.fromarray(deep).save(folder / "deep.png")
     pixels["deep"] = np.repeat((deep >> 8).astype(np.uint8)[..., None], 3, axis=2)
-    Image.fromarray(draw(21, PORTRAIT)).save(folder / "turned.jpg", exif=turned(6))
+    Image.fromarray(draw(21, PORTRAIT)).save(folder / "turned.jpg", exif=exif_with(6))
     pixels["turned"] = np.array(ImageOps.exif_transpose(Image.open(folder / "turned.jpg")))
     assert pixels["turned"].shape[:2] == LANDSCAPE
     for name, mode, suffix in (
@@ -123,7 +123,7 @@ def photos(tmp_path_factory):
 
 
 def check(prediction, image, scores_of):
-    """The prediction (h, w) is the argmax for the image alone, unpadded; only near ties may differ."""
+    """The prediction (h, w) is the argmax for the image alone, unpadded, except for near ties."""
     x = resize(image, target_size(*image.shape[:2], (96, 64), True))
     scores = np.asarray(scores_of(normalize(x[None]), image.shape[:2]))[0]
     assert prediction.shape == image.shape[:2]
@@ -131,8 +131,8 @@ def check(prediction, image, scores_of):
     assert lost.max() < 1e-4 * scores.std() and len(np.unique(prediction)) > 1
 
 
-def test_a_folder_of_images_of_every_kind(photos, tmp_path):
-    """On two devices, with a checkpoint directory; and what cannot be read is listed."""
+def test_predict_folder_of_images_of_every_kind(photos, tmp_path):
+    """On two devices, from a checkpoint directory; files that cannot be read are listed."""
     from isnet_jax.datasets.scenes import Scenes
 
     folder, pixels = photos
@@ -144,12 +144,13 @@ def test_a_folder_of_images_of_every_kind(photos, tmp_path):
     (tmp_path / "out" / "a.png").write_text("replaced")
     code, out, err = run(f"--checkpoint={tmp_path}/run", folder, f"--output={tmp_path}/out", devices=2)
     assert code == 1 and "Traceback" not in err
-    assert f"{len(pixels) + 3} images" in out and f"{len(pixels)} images predicted" in out and "commonest: " in out
+    assert f"{len(pixels) + 3} images" in out and f"{len(pixels)} images predicted" in out in out
+    assert "most frequent classes: " in out
     assert any(name in out for name in Scenes.NAMES)
     for pattern in (
         "bomb.png has more than 100 megapixels",
         r"cut.jpg is damaged \(.*truncated",
-        "text.jpg is no JPEG",
+        "text.jpg is not a JPEG, PNG, WEBP or BMP image",
         f"error: 3 of {len(pixels) + 3} images could not be predicted",
     ):
         assert re.search(pattern, err), err
@@ -164,11 +165,11 @@ def test_a_folder_of_images_of_every_kind(photos, tmp_path):
         shown = np.array(Image.open(tmp_path / "out" / f"{name}_overlay.jpg"), np.int32)
         assert shown.shape == image.shape
         expected = (image + np.array(Scenes.PALETTE)[prediction]) / 2
-        assert np.median(np.abs(shown - expected)) < 12  # but for contours, and what JPEG loses
+        assert np.median(np.abs(shown - expected)) < 12  # except for outlines and JPEG's losses
 
 
-def test_an_official_checkpoint_with_mirroring_as_cityscapes_wants_it(photos, tmp_path):
-    """Where TensorFlow is not installed: predicting does not need it."""
+def test_predict_official_checkpoint_with_flip_in_cityscapes_format(photos, tmp_path):
+    """TensorFlow is not installed: predicting does not need it."""
     pytest.importorskip("torch")
     from isnet_jax.datasets.cityscapes import Cityscapes
 
@@ -178,7 +179,7 @@ def test_an_official_checkpoint_with_mirroring_as_cityscapes_wants_it(photos, tm
     model = create_model({"backbone": "resnet18", "num_classes": 19})
     variables = random_variables(model)
     pretrained.write_pth(tmp_path / "isnet.pth", torch_names.to_torch(variables, model))
-    arguments = [
+    args = [
         f"--checkpoint={tmp_path}/isnet.pth",
         "--config=configs/cityscapes.py:resnet18",
         "--tta",
@@ -190,7 +191,7 @@ def test_an_official_checkpoint_with_mirroring_as_cityscapes_wants_it(photos, tm
         "--config.augment.flip_pairs=((0,1),)",
     ]
     code, out, err = run(
-        folder / "grey.jpeg", folder / "street", *arguments, f"--output={tmp_path}/out", path=[tmp_path / "fake"]
+        folder / "grey.jpeg", folder / "street", *args, f"--output={tmp_path}/out", path=[tmp_path / "fake"]
     )
     assert (code, err) == (0, "") and "2 images predicted" in out and "class " in out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "grey.png"]
@@ -203,7 +204,7 @@ def test_an_official_checkpoint_with_mirroring_as_cityscapes_wants_it(photos, tm
         check(ids, pixels[source], scores_of)
 
 
-def test_the_values_in_files_for_benchmarks_become_the_classes_again():
+def test_formats_invert_the_label_tables_of_the_data_sets():
     from isnet_jax.datasets.ade20k import Ade20k
     from isnet_jax.datasets.cityscapes import Cityscapes
     from isnet_jax.datasets.lip import Lip
@@ -214,35 +215,41 @@ def test_the_values_in_files_for_benchmarks_become_the_classes_again():
         )
 
 
-def test_mistakes_on_the_command_line(photos, tmp_path):
+def test_predict_reports_mistakes_on_the_command_line(photos, tmp_path):
     folder, _ = photos
     (tmp_path / "x.pth").write_bytes(b"")
-    for words, code, pattern in (
+    for args, code, pattern in (
         (["--output=out", "--checkpoint=x"], 2, "IMAGE_OR_FOLDER is missing"),
         ([folder, f"--checkpoint={tmp_path}/x.pth", f"--output={tmp_path}/out"], 1, "add --config=FILE"),
         ([folder, f"--checkpoint={tmp_path}", f"--output={folder}/out"], 1, "choose a directory apart"),
     ):
-        found, _, err = run(*words)
-        assert found == code and err.startswith("error: ") and "Traceback" not in err and re.search(pattern, err), err
+        exit_code, _, err = run(*args)
+        assert exit_code == code and err.startswith("error: ") and "Traceback" not in err and re.search(pattern, err), (
+            err
+        )
     assert not (tmp_path / "out").exists() and not (folder / "out").exists()
 
 
-def test_inputs_and_outputs_that_do_not_go_together(photos, tmp_path):
+def test_find_images_refuses_missing_and_ambiguous_inputs(photos, tmp_path):
     folder, _ = photos
     (tmp_path / "empty").mkdir()
-    for words, pattern in (
+    for inputs, pattern in (
         ([tmp_path / "none.jpg"], "none.jpg does not exist"),
         ([tmp_path / "empty"], "holds no images"),
         ([folder, folder / "a.png"], "both be written to a.png"),
     ):
         with pytest.raises(UserError, match=pattern):
-            prediction_files.find_images(words)
-    words = [folder / ".." / folder.name / "street", folder / "cut.jpg"]
-    assert set(prediction_files.find_images(words)) == {Path("a"), Path("cut")}
+            prediction_files.find_images(inputs)
+    inputs = [folder / ".." / folder.name / "street", folder / "cut.jpg"]
+    assert set(prediction_files.find_images(inputs)) == {Path("a"), Path("cut")}
 
-    def refused(words, output, pattern):
+
+def test_check_output_refuses_to_touch_inputs_or_leave_the_directory(photos, tmp_path):
+    folder, _ = photos
+
+    def refused(inputs, output, pattern):
         with pytest.raises(UserError, match=pattern):
-            prediction_files.check_output(output, prediction_files.find_images(words), words)
+            prediction_files.check_output(output, prediction_files.find_images(inputs), inputs)
 
     refused([folder / "a.png"], folder, "directory apart")
     refused([folder], folder / "street", "directory apart")
@@ -257,32 +264,44 @@ def test_inputs_and_outputs_that_do_not_go_together(photos, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
-def test_every_orientation_is_turned_upright(suffix, tmp_path):
+def test_decode_returns_upright_images_for_every_orientation(suffix, tmp_path):
     for orientation in range(1, 9):
         path = tmp_path / f"{orientation}.{suffix}"
-        Image.fromarray(draw(0, LANDSCAPE)).save(path, exif=turned(orientation))
+        Image.fromarray(draw(0, LANDSCAPE)).save(path, exif=exif_with(orientation))
         header = decoding.read_header(path)
         expected = np.array(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
         assert header == (expected.shape[:2], orientation)
         np.testing.assert_array_equal(decoding.decode(path, header), expected)
 
 
-def test_orientation_behind_the_pixels_of_a_png(tmp_path):
+def test_decode_finds_the_orientation_after_the_pixels_of_a_png(tmp_path):
     rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in draw(0, LANDSCAPE)))
-    (tmp_path / "x.png").write_bytes(png(LANDSCAPE, (b"IDAT", rows), (b"eXIf", turned(8).tobytes()[6:])))
+    (tmp_path / "x.png").write_bytes(png(LANDSCAPE, (b"IDAT", rows), (b"eXIf", exif_with(8).tobytes()[6:])))
     header = decoding.read_header(tmp_path / "x.png")
     assert header == (PORTRAIT, 8)
     np.testing.assert_array_equal(decoding.decode(tmp_path / "x.png", header), np.rot90(draw(0, LANDSCAPE)))
 
 
-def test_a_recorded_config_comes_back(tmp_path):
+def test_recorded_config_is_read_back(tmp_path):
     c = config.default("resnet18")
     c.model.num_classes, c.data.name, c.augment.flip_pairs = 3, "folder", ((0, 1),)
     c.data.folder = {"name": "x", "classes": ("a", "", "b", "c"), "palette": (), "splits": {"train": ("i", "l")}}
     atomic_write_text(tmp_path / "config.json", json.dumps(c.to_dict() | {"train_examples": 3}))
-    found = predictor.recorded_config(tmp_path)
-    assert {name: value for name, value in found.to_dict().items() if name in c} == c.to_dict()
-    assert predictor.classes(found) == (["a", "b", "c"], ((128, 0, 0), (0, 128, 0), (128, 128, 0)))
+    recorded = predictor.recorded_config(tmp_path)
+    assert {name: value for name, value in recorded.to_dict().items() if name in c} == c.to_dict()
+    palette = ((128, 0, 0), (0, 128, 0), (128, 128, 0))
+    assert predictor.class_names_and_palette(recorded) == (["a", "b", "c"], palette)
+
+
+def test_recorded_config_upgrades_fields_of_earlier_versions(tmp_path):
+    c = small_config(3, "folder", max_shape_buckets=5)
+    old = c.to_dict()
+    old["train"]["microbatches"], old["test"]["max_programs"] = 1, old["test"].pop("max_shape_buckets")
+    atomic_write_text(tmp_path / "config.json", json.dumps(old))
+    assert predictor.recorded_config(tmp_path).to_dict() == c.to_dict()
+
+
+def test_recorded_config_refuses_other_content(tmp_path):
     for text in ('{"model": 3}', '{"model": {"backbone": "resnet18", "num_classes": "many"}}', "{}"):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(UserError, match="does not hold a config"):

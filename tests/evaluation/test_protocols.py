@@ -1,16 +1,11 @@
-"""Conventions of scoring: by hand, and against the Cityscapes evaluator."""
-
-import json
-import runpy
+"""Conventions for scoring: against results computed by hand, and against the Cityscapes evaluator."""
 
 import numpy as np
 import pytest
-from paths import ROOT
 from PIL import Image
 from scipy import ndimage
 
-from isnet_jax.config import inference_settings
-from isnet_jax.evaluation import metrics, protocols, published
+from isnet_jax.evaluation import metrics, protocols
 
 # Class 2 occurs nowhere, class 3 is only predicted.
 CONFUSION = np.array([[6, 2, 0, 1], [1, 8, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
@@ -27,17 +22,20 @@ CONFUSION = np.array([[6, 2, 0, 1], [1, 8, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
         ("absent_one", (6 / 10 + 8 / 11 + 1) / 4, (6 / 9 + 8 / 9 + 2) / 4, (6 / 10, 8 / 11, 1, 0)),
     ],
 )
-def test_protocols_by_hand(protocol, miou, mean_accuracy, iou):
+def test_scores_equal_results_by_hand(protocol, miou, mean_accuracy, iou):
     result = protocols.scores(CONFUSION, protocol)
     assert result["miou"] == pytest.approx(miou) and result["mean_accuracy"] == pytest.approx(mean_accuracy)
     np.testing.assert_allclose(result["iou"], iou)
-    assert result["pixel_accuracy"] == 14 / 18  # the same in all
+    assert result["pixel_accuracy"] == 14 / 18  # under every protocol
     assert result["frequency_weighted_iou"] == pytest.approx((6 / 10 + 8 / 11) / 2)
 
 
-def test_official_is_the_default_and_an_empty_matrix_is_undefined():
+def test_metrics_scores_defaults_to_the_official_protocol():
     for key, value in metrics.scores(CONFUSION).items():
         np.testing.assert_array_equal(value, protocols.scores(CONFUSION, "official")[key])
+
+
+def test_all_scores_of_an_empty_matrix_are_undefined():
     empty = protocols.all_scores(np.zeros((3, 3), int))
     assert all(np.isnan(empty[name]["miou"]) for name in ("official", "ground_truth"))
     assert (empty["absent_zero"]["miou"], empty["absent_one"]["miou"]) == (0, 1)
@@ -46,14 +44,14 @@ def test_official_is_the_default_and_an_empty_matrix_is_undefined():
     )
 
 
-def test_reasons_are_told_where_protocols_differ_and_only_there():
+def test_difference_gives_reasons_exactly_where_protocols_differ():
     assert protocols.difference(CONFUSION, "official", "ground_truth") == (
-        "1 class is predicted but never in the truth: official counts it as 0, ground_truth leaves it out"
+        "1 class is predicted but never in the ground truth: official counts it as 0, ground_truth leaves it out"
     )
     assert protocols.difference(CONFUSION, "official", "absent_zero") == (
-        "1 class is neither predicted nor in the truth: official leaves it out, absent_zero counts it as 0; "
-        "1 class is predicted but never in the truth, in mean accuracy: official leaves it out, absent_zero counts it "
-        "as 0"
+        "1 class is neither predicted nor in the ground truth: official leaves it out, absent_zero counts it as 0; "
+        "1 class is predicted but never in the ground truth, in mean accuracy: official leaves it out, absent_zero "
+        "counts it as 0"
     )
     assert protocols.difference(CONFUSION, "official", "mmseg") == ""
     complete = CONFUSION[:2, :2]
@@ -67,20 +65,20 @@ def test_reasons_are_told_where_protocols_differ_and_only_there():
     assert [line.split()[:2] for line in lines[7:]] == [["1", "class"]] * 3
 
 
-def test_boundary_scores_by_hand():
-    result = protocols.boundary_scores([[3, 0, 0], [5, 0, 2], [4, 0, 0]])  # hits, predicted, truth
+def test_boundary_scores_equal_results_by_hand():
+    result = protocols.boundary_scores([[3, 0, 0], [5, 0, 2], [4, 0, 0]])  # hits, predicted, ground truth
     np.testing.assert_array_equal(result["iou"], [3 / 6, np.nan, 0])
     assert result["miou"] == 0.25
 
 
 def random_labels(rng, shape, values):
-    """Blobs of the given values."""
+    """Blobs of the given values: uint8 `shape`."""
     noise = ndimage.gaussian_filter(rng.standard_normal((len(values), *shape)), (0, 6, 6))
     return np.array(values, np.uint8)[noise.argmax(0)]
 
 
-def test_cityscapes_agrees_with_its_evaluator_to_the_last_digit(tmp_path, monkeypatch):
-    """PNGs of labelIds through cityscapesscripts: bus is only predicted, train nowhere, ids 0..6 are ignored."""
+def test_cityscapes_protocol_equals_its_evaluator_to_the_last_digit(tmp_path, monkeypatch):
+    """cityscapesscripts reads PNGs of labelIds in which bus is only predicted, train is nowhere, 0..6 are ignored."""
     evaluator = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
     from cityscapesscripts.helpers.labels import category2labels, id2label, name2label
 
@@ -90,21 +88,25 @@ def test_cityscapes_agrees_with_its_evaluator_to_the_last_digit(tmp_path, monkey
     train_ids[ids] = np.arange(19)
     assert train_ids[name2label["bus"].id] == 15 and train_ids[name2label["train"].id] == 16
     rng = np.random.default_rng(0)
-    truth_paths, prediction_paths, confusion = [], [], np.zeros((19, 19), np.int64)
+    ground_truth_paths, prediction_paths, confusion = [], [], np.zeros((19, 19), np.int64)
     for i in range(4):
         predicted = random_labels(rng, (96, 160), np.delete(ids, 16))
-        truth = np.where(rng.random((96, 160)) < 0.5, predicted, random_labels(rng, (96, 160), np.delete(ids, 16)))
-        truth[truth == ids[15]] = ids[13]
+        other = random_labels(rng, (96, 160), np.delete(ids, 16))
+        ground_truth = np.where(rng.random((96, 160)) < 0.5, predicted, other)
+        ground_truth[ground_truth == ids[15]] = ids[13]
         ignored = random_labels(rng, (96, 160), range(12))
-        truth = np.where(ignored < 7, ignored, truth)
-        for paths, name, labels in ((truth_paths, "gtFine_labelIds", truth), (prediction_paths, "pred", predicted)):
+        ground_truth = np.where(ignored < 7, ignored, ground_truth)
+        for paths, name, labels in (
+            (ground_truth_paths, "gtFine_labelIds", ground_truth),
+            (prediction_paths, "pred", predicted),
+        ):
             paths.append(str(tmp_path / f"city_{i:06d}_000019_{name}.png"))
             Image.fromarray(labels.astype(np.uint8)).save(paths[-1])
-        kept = train_ids[truth] != 255
-        np.add.at(confusion, (train_ids[truth[kept]], train_ids[predicted[kept]]), 1)
+        kept = train_ids[ground_truth] != 255
+        np.add.at(confusion, (train_ids[ground_truth[kept]], train_ids[predicted[kept]]), 1)
     for name, value in {"evalInstLevelScore": False, "JSONOutput": False, "quiet": True}.items():
         monkeypatch.setattr(evaluator.args, name, value)
-    expected = evaluator.evaluateImgLists(prediction_paths, truth_paths, evaluator.args)
+    expected = evaluator.evaluateImgLists(prediction_paths, ground_truth_paths, evaluator.args)
 
     result = protocols.scores(confusion, "cityscapes")
     assert result["iou"][15] == 0 and np.isnan(result["iou"][16]) and np.isfinite(np.delete(result["iou"], 16)).all()
@@ -116,27 +118,3 @@ def test_cityscapes_agrees_with_its_evaluator_to_the_last_digit(tmp_path, monkey
     result = protocols.scores(protocols.merge(confusion, categories.values()), "cityscapes")
     np.testing.assert_array_equal(result["iou"], [expected["categoryScores"][name] for name in categories])
     assert result["miou"] == pytest.approx(expected["averageScoreCategories"], rel=1e-15)
-
-
-def test_published_results():
-    assert len(published.RESULTS) == 12
-    for (dataset, backbone), scores in published.RESULTS.items():
-        config_name = dataset.removesuffix("10k")
-        c = runpy.run_path(str(ROOT / f"configs/{config_name}.py"))["get_config"](backbone)
-        assert c.data.name == dataset and c.data.eval_split == published.SPLITS[dataset]
-        for name, miou in zip(("single", "tta"), scores):
-            setting = {
-                "name": name,
-                "mode": "whole",
-                "scales": (1.0,),
-                "flip": False,
-                **inference_settings(c, name == "tta"),
-                "resize": c.test.resize,
-                "keep_ratio": c.test.keep_ratio,
-            }
-            setting = json.loads(json.dumps(setting))  # as results.json has it
-            assert published.find(dataset, backbone, c.data.eval_split, setting)[:3] == (c.data.eval_split, miou, name)
-            for changes in {"resize": [96, 64]}, {"scales": [1.0, 2.0]}, {"mode": "other"}, {"name": "other"}:
-                assert published.find(dataset, backbone, c.data.eval_split, setting | changes) is None
-            assert published.find(dataset, backbone, "train", setting) is None
-            assert published.find("camvid", backbone, "val", setting) is None

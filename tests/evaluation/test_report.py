@@ -1,159 +1,37 @@
-"""The report: what it tells, what it survives, and that a real browser shows it whole at every width."""
+"""The report: its content, hostile and missing input, and how a real browser shows it at every width."""
 
 import html.parser
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
-import zipfile
+import tomllib
 from types import SimpleNamespace
 
+import jinja2
 import numpy as np
 import pytest
+from paths import ROOT
 from PIL import Image
+from report_samples import write_evaluation, write_metrics
 
-from isnet_jax import datasets, report
+from isnet_jax import report
 from isnet_jax.errors import UserError
 from isnet_jax.evaluation import protocols, results
-from isnet_jax.evaluation.report import gallery, sections
+from isnet_jax.evaluation.report import gallery
+from isnet_jax.evaluation.report.render import ENVIRONMENT, render
+from isnet_jax.runtime import files
 
 HOSTILE = "<script>alert('x')</script>&\"quoted\""
-COUNT = 14  # images of the synthetic evaluation
 VOID = {"meta", "link", "img", "br", "line", "circle", "rect", "path", "image"}
-
-
-def write_evaluation(directory, data_dir, workdir, names=None, seed=0):
-    """An evaluation of scenes as isnet_jax.evaluate writes it: truths that are shifted, and wrong in a patch."""
-    from isnet_jax.input import pipeline
-
-    builder = datasets.load("scenes", data_dir)
-    source = pipeline.open_split(builder, "val")
-    rng = np.random.default_rng(seed)
-    names = names or list(builder.info.metadata["names"])
-    size = len(names)
-    palette = np.r_[np.array(builder.info.metadata["palette"]), rng.integers(256, size=(250, 3))][:size].tolist()
-    spread = rng.permutation(size)[:8] if size > 8 else np.arange(8)
-    (directory / "predictions").mkdir(parents=True)
-    confusion, images = np.zeros((size, size), np.int64), []
-    for index in range(COUNT):
-        record = source[index]
-        name = record["name"].decode()
-        truth = spread[gallery._example(source, index, name, 8)[1]].astype(np.uint8)
-        prediction = np.roll(truth, rng.integers(-index, index + 1), 1)
-        patch = prediction[20 : 20 + 5 * index, 10 : 10 + 8 * index]
-        patch[...] = np.where(patch % 3, patch, (patch + rng.integers(1, 4)) % size)
-        picture = Image.fromarray(prediction).convert("L")
-        picture.putpalette(bytes(768))
-        picture.save(directory / f"predictions/{name}.png")
-        counts = np.bincount(truth.ravel().astype(int) * size + prediction.ravel(), minlength=size**2)
-        counts = counts.reshape(size, size)
-        confusion += counts
-        images.append((name, np.stack([np.diag(counts), counts.sum(0), counts.sum(1)])))
-    shown, counts = np.array([name for name, _ in images]), np.int32([counts for _, counts in images])
-    write_images(
-        directory,
-        {
-            "name": shown,
-            "file": shown,
-            "index": np.arange(COUNT),
-            "counts": counts,
-            "boundary": (counts * [[[0.3], [0.5], [0.5]]]).astype(np.int32),
-        },
-    )
-    write_results(directory, confusion, names, palette, data_dir, workdir)
-
-
-def write_images(directory, arrays):
-    with zipfile.ZipFile(directory / "images.npz", "w") as archive:  # np.savez takes no array of the name "file"
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w") as file:
-                np.lib.format.write_array(file, array, allow_pickle=False)
-
-
-def write_results(directory, confusion, names, palette, data_dir, workdir):
-    results = {
-        "dataset": "scenes",
-        "split": "val",
-        "images": COUNT,
-        "checkpoint": str(workdir),
-        "step": 16000,
-        "setting": {
-            "name": "tta",
-            "mode": "slide",
-            "crop_size": [64, 96],
-            "stride": [42, 64],
-            "flip": True,
-            "scales": [0.75, 1.0, 1.25],
-            "average": "softmax",
-            "resize": [2048, 512],
-            "keep_ratio": True,
-        },
-        "config": {
-            "model": {"backbone": "resnet50", "num_classes": len(names)},
-            "train": {"base_lr": 0.01},
-            "data": {"name": "scenes", "data_dir": str(data_dir), "folder": {"name": "", "splits": {}}},
-        },
-        "names": names,
-        "palette": palette,
-        "confusion": confusion.tolist(),
-        "published": {"miou": 44.22, "source": "https://example.org/zoo.md"},
-        "run": {
-            "devices": "NVIDIA H100",
-            "num_devices": 8,
-            "processes": 1,
-            "dtype": "bfloat16",
-            "seconds": 431.2,
-            "versions": {"jax": "0.10.2", "python": "3.12.1"},
-            "images_per_second": 32.53,
-            "programs": 4,
-            "padding_overhead": 0.072,
-            "date": "2026-11-02T10:11:12",
-        },
-    }
-    (directory / "results.json").write_text(json.dumps(results, indent=1))
-
-
-def write_metrics(workdir, steps=16000, every=20):
-    workdir.mkdir()
-    rng = np.random.default_rng(0)
-    with open(workdir / "metrics.jsonl", "w") as file:
-        for step in range(every, steps + 1, every):
-            stage = (3 * np.exp(-step / 4000) + 0.3) * rng.lognormal(0, 0.1)
-            total = float("nan") if step == 200 else 1.8 * stage
-            file.write(
-                json.dumps(
-                    {
-                        "step": step,
-                        "loss/auxiliary": 0.4 * stage,
-                        "loss/stage1": 0.5 * stage,
-                        "loss/stage2": stage,
-                        "loss/total": total,
-                        "lr": 0.01,
-                    }
-                )
-                + "\n"
-            )
-            if step % (steps // 8) == 0:
-                score = 0.45 * (1 - np.exp(-step / 5000))
-                file.write(
-                    json.dumps(
-                        {
-                            "step": step,
-                            "weights/miou": score,
-                            "weights/pixel_accuracy": score + 0.4,
-                            "ema/miou": score + 0.02,
-                            "ema/pixel_accuracy": score + 0.42,
-                        }
-                    )
-                    + "\n"
-                )
-        file.write('{"step": 16020, "loss')  # cut off
+TEMPLATES = ROOT / "isnet_jax/evaluation/report/templates"
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Evaluations `a`, `b` of 8 classes, `large` of 150, and the run `w` they are of; data in `data`."""
+    """Evaluations `a` and `b` of 8 classes, `large` of 150, their training run `w`, and their data in `data`."""
     home = tmp_path_factory.mktemp("report")
     write_metrics(home / "w")
     write_evaluation(home / "a", home / "data", home / "w")
@@ -164,7 +42,7 @@ def home(tmp_path_factory):
 
 
 class Page(html.parser.HTMLParser):
-    """Checks that tags nest, and collects attributes and text."""
+    """Checks that tags nest, and collects attributes and text, without the white space that formats the source."""
 
     def __init__(self, text):
         super().__init__()
@@ -187,11 +65,12 @@ class Page(html.parser.HTMLParser):
         assert self.open.pop() == tag, self.getpos()
 
     def handle_data(self, data):
-        self.text += data
+        if not (data.isspace() and "\n" in data):
+            self.text += re.sub("[ \n]+", " ", data)
 
 
 def check_page(text):
-    """Well formed, alone, without scripts; returns the Page."""
+    """The Page of a text that is well formed, self-contained and free of scripts."""
     page = Page(text)
     assert text.isascii() and "script" not in page.tags and len(text) < 2e6
     for tag, name, value in page.attributes:
@@ -208,7 +87,7 @@ def check_page(text):
 
 
 def edit(directory, target, **changes):
-    """A copy of an evaluation with other fields in results.json; None removes one."""
+    """A copy of an evaluation with changed fields in results.json; None removes a field."""
     shutil.copytree(directory, target)
     path = target / "results.json"
     fields = json.loads(path.read_text()) | changes
@@ -216,10 +95,10 @@ def edit(directory, target, **changes):
     return target
 
 
-def test_tells_the_evaluation(home):
+def test_report_shows_scores_charts_and_setting(home):
     a, b = results.load(home / "a"), results.load(home / "b")
     scores, other = protocols.scores(a.confusion), protocols.scores(b.confusion)
-    page = check_page(sections.page(a, b))
+    page = check_page(render(a, b))
     for text in (
         f"{100 * scores['miou']:.2f}%",
         f"{100 * scores['mean_accuracy']:.2f}%",
@@ -234,37 +113,37 @@ def test_tells_the_evaluation(home):
         "8 NVIDIA H100",
         "0:07:11",
         'config.model.backbone = "resnet50"',
-        "scales 0.75, 1, 1.25 and mirror, windows of 64 \N{MULTIPLICATION SIGN} 96",
+        "scales 0.75, 1, 1.25 and horizontal flip, windows of 64 \N{MULTIPLICATION SIGN} 96",
         "https://example.org/zoo.md",
     ):
         assert text in page.text, text
     for k, name in enumerate(a.names):
         assert f"{name}{100 * scores['iou'][k]:.2f}" in page.text
-    truth, read = np.unravel_index(np.argmax(a.confusion * (1 - np.eye(8))), (8, 8))
-    assert f"The commonest mistake is {a.names[truth]} read as {a.names[read]}" in page.text
+    t, p = np.unravel_index(np.argmax(a.confusion * (1 - np.eye(8))), (8, 8))
+    assert f"The most frequent confusion is {a.names[t]} predicted as {a.names[p]}" in page.text
     assert page.tags.count("img") == 4 * 12
-    images = gallery.image_scores(a.counts)
-    worst = a.images[images.argmin()]
-    assert f"{worst} mIoU {100 * images.min():.2f} %" in page.text
+    image_scores = gallery.image_scores(a.counts)
+    worst = a.images[image_scores.argmin()]
+    assert f"{worst} mIoU {100 * image_scores.min():.2f} %" in page.text
     assert page.text.index("Worst") < page.text.index(f"{worst} mIoU") < page.text.index("Best")
 
 
-def test_image_scores_and_extremes():
+def test_image_scores_are_means_and_extremes_do_not_overlap():
     counts = np.array([[[3, 0, 0], [4, 2, 0], [4, 2, 0]], [[5, 0, 0], [5, 0, 0], [5, 0, 0]], np.zeros((3, 3))])
     np.testing.assert_allclose(gallery.image_scores(counts), [(3 / 5 + 0) / 2, 1, np.nan])
     assert gallery.extremes(np.array([0.5, np.nan, 0.1, 0.9]), 6) == ([2, 0], [3])
     assert gallery.extremes(np.array([0.5, 0.2, 0.1, 0.9, 0.3]), 2) == ([2, 1], [3, 0])
 
 
-def test_many_classes_with_hostile_names(home):
-    text = sections.page(results.load(home / "large"))
+def test_report_on_many_classes_escapes_hostile_names(home):
+    text = render(results.load(home / "large"))
     page = check_page(text)
     assert "<script>alert" not in text and HOSTILE in page.text
-    assert "classes confused most" in page.text
+    assert "most confused classes" in page.text
     assert "image" in page.tags  # the whole matrix
 
 
-def test_missing_pieces(home, tmp_path):
+def test_report_explains_missing_data_and_predictions(home, tmp_path):
     changes = {
         "run": None,
         "published": None,
@@ -273,22 +152,62 @@ def test_missing_pieces(home, tmp_path):
         "config": {"data": {"name": "camvid", "data_dir": str(tmp_path / "nowhere")}},
     }
     bare = edit(home / "a", tmp_path / "bare", **changes)
-    page = check_page(sections.page(results.load(bare)))
-    assert "Inputs and truths cannot be shown. The data set camvid is not prepared" in page.text
+    page = check_page(render(results.load(bare)))
+    assert "Inputs and ground truth cannot be shown. The data set camvid is not prepared" in page.text
     assert page.tags.count("img") == 12 and "Losses" not in page.text and "published" not in page.text
     shutil.rmtree(bare / "predictions")
-    page = check_page(sections.page(results.load(bare)))
+    page = check_page(render(results.load(bare)))
     assert page.tags.count("img") == 0 and "cannot be read" in page.text
-    foreign = edit(home / "a", tmp_path / "foreign", split="train")  # examples of other names
-    assert "it is another one: its example 12 is 'train_012'" in check_page(sections.page(results.load(foreign))).text
+    foreign = edit(home / "a", tmp_path / "foreign", split="train")  # its examples have other names
+    page = check_page(render(results.load(foreign)))
+    assert "example 12 there is 'train_012', so the data differ from those evaluated" in page.text
 
 
-def test_refuses_other_classes(home):
-    with pytest.raises(UserError, match="other classes"):
-        sections.page(results.load(home / "a"), results.load(home / "large"))
+def test_report_accepts_nulls_in_optional_fields(home, tmp_path):
+    bare = edit(home / "a", tmp_path / "bare", config={"model": None}, run={"versions": None}, published={"miou": None})
+    page = check_page(render(results.load(bare)))
+    assert "published" not in page.text and "ISNet with" not in page.text
 
 
-def test_command(home):
+def test_report_without_labelled_pixels(home, tmp_path):
+    """Scores are dashes, and sections without data say so."""
+    empty = edit(home / "a", tmp_path / "empty", confusion=np.zeros((8, 8), int).tolist())
+    with np.load(empty / "images.npz") as archive:
+        arrays = dict(archive)
+    zeros = {name: np.zeros_like(arrays[name]) for name in ("counts", "boundary")}
+    files.write_arrays(empty / "images.npz", **arrays | zeros)
+    page = check_page(render(results.load(empty)))
+    assert (
+        "mIoU\N{EN DASH}%" in page.text and "8 of 8 classes occur in neither ground truth nor prediction" in page.text
+    )
+    assert "The evaluation has no labelled pixel." in page.text and "No image has a labelled pixel." in page.text
+
+
+def test_templates_escape_all_text():
+    """No template turns autoescaping off, or marks anything as safe."""
+    assert ENVIRONMENT.autoescape is True and ENVIRONMENT.undefined is jinja2.StrictUndefined
+    for path in TEMPLATES.iterdir():
+        assert not re.search(r"\|\s*safe\b|autoescape|Markup", path.read_text()), path
+
+
+def test_style_sheet_is_included_unchanged():
+    """It passes through Jinja2, so it must hold none of its syntax, and no character that would be replaced."""
+    style = (TEMPLATES / "style.css").read_text()
+    assert style.isascii() and ENVIRONMENT.get_template("style.css").render() == style.rstrip("\n")
+
+
+def test_wheel_contains_the_templates():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    (pattern,) = settings["package-data"]["isnet_jax.evaluation.report"]
+    assert set(TEMPLATES.parent.glob(pattern)) == set(TEMPLATES.iterdir()) and (TEMPLATES / "report.html").is_file()
+
+
+def test_comparison_with_other_classes_is_refused(home):
+    with pytest.raises(UserError, match="have different classes"):
+        render(results.load(home / "a"), results.load(home / "large"))
+
+
+def test_command_writes_one_file(home):
     done = subprocess.run(
         [sys.executable, "-m", "isnet_jax.report", home / "a", f"--other={home / 'b'}"], capture_output=True, text=True
     )
@@ -302,7 +221,7 @@ def test_command(home):
     ]
 
 
-def test_output_that_cannot_be_written(home, tmp_path):
+def test_command_reports_an_output_that_cannot_be_written(home, tmp_path):
     values = SimpleNamespace(other=None, output=str(tmp_path / "nowhere/a.html"))
     with pytest.raises(UserError, match="nowhere/a.html cannot be written .No such file or directory"):
         report._main(None, values, str(home / "a"))
@@ -310,7 +229,7 @@ def test_output_that_cannot_be_written(home, tmp_path):
 
 @pytest.fixture(scope="module")
 def browser():
-    """Chromium: the system's, or Playwright's own."""
+    """The system's Chromium, or Playwright's own."""
     playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is missing: pip install playwright")
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
     with playwright.sync_playwright() as driver:
@@ -333,14 +252,14 @@ def browser():
 
 @pytest.mark.parametrize("width, scheme", [(1280, "light"), (375, "dark")])
 @pytest.mark.parametrize("name, other", [("a", "b"), ("large", None)])
-def test_in_a_browser(home, tmp_path, browser, name, other, width, scheme):
+def test_browser_shows_the_whole_report(home, tmp_path, browser, name, other, width, scheme):
     path = tmp_path / "report.html"
-    path.write_text(sections.page(results.load(home / name), other and results.load(home / other)))
+    path.write_text(render(results.load(home / name), other and results.load(home / other)))
     tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    trouble, requests = [], []
-    tab.on("console", lambda message: trouble.append(message.text))
-    tab.on("pageerror", lambda error: trouble.append(str(error)))
-    tab.on("dialog", lambda dialog: (trouble.append(dialog.message), dialog.dismiss()))
+    problems, requests = [], []
+    tab.on("console", lambda message: problems.append(message.text))
+    tab.on("pageerror", lambda error: problems.append(str(error)))
+    tab.on("dialog", lambda dialog: (problems.append(dialog.message), dialog.dismiss()))
     tab.on("request", lambda request: requests.append(request.url))
     tab.goto(path.as_uri())
     for summary in tab.query_selector_all("summary"):
@@ -348,8 +267,9 @@ def test_in_a_browser(home, tmp_path, browser, name, other, width, scheme):
     assert tab.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
     assert tab.evaluate("document.images.length") == 48
-    assert all(url.startswith(("file:", "data:")) for url in requests) and not trouble
-    shot = np.array(Image.open(io.BytesIO(tab.screenshot())))
+    assert all(url.startswith(("file:", "data:")) for url in requests) and not problems
+    screenshot = np.array(Image.open(io.BytesIO(tab.screenshot())))
     tab.close()
-    ground = shot[:5].reshape(-1, shot.shape[-1])[:, :3].mean()
-    assert shot.shape[1] == width and shot.std() > 10 and (ground < 40 if scheme == "dark" else ground > 240)
+    background = screenshot[:5].reshape(-1, screenshot.shape[-1])[:, :3].mean()
+    assert screenshot.shape[1] == width and screenshot.std() > 10
+    assert background < 40 if scheme == "dark" else background > 240

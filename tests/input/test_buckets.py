@@ -11,10 +11,10 @@ from isnet_jax.input import buckets
 from isnet_jax.input.resizing import target_size
 
 SIZES = SHARED / "data/extras/ade20k/train_sizes.csv"
-WEIGHTS = 1, 0.1  # relative costs of a pixel of the network's input, and of the label
+WEIGHTS = 1.0, 0.1  # relative costs of a pixel of the network's input, and of the label
 
 
-def relative_padding(chosen, sizes, weights=(1,)):
+def relative_padding(chosen, sizes, weights=(1.0,)):
     """The share by which the examples cost more in their buckets than without padding."""
     return buckets.cost(chosen.sizes[chosen.which], weights).sum() / buckets.cost(sizes, weights).sum() - 1
 

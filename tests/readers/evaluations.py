@@ -113,8 +113,9 @@ class Evaluations(Reader):
             loaded.prediction(1)
         except UserError as error:  # only this image is missing
             assert "cannot be read" in str(error) or "holds class" in str(error)
+        is_report_due = self.num_reads % self.report_interval == 0
         self.num_reads += 1
-        if self.num_reads % self.report_interval == 1 % self.report_interval:
+        if is_report_due:
             page = render(loaded)
             assert page.isascii() and "<script" not in page and "<img src=x" not in page
             comparison.score(loaded)

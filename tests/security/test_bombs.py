@@ -122,7 +122,7 @@ def test_pipeline_names_the_record_that_declares_gigapixels(tmp_path):
     ],
 )
 def test_load_variables_refuses_inflating_chunks(tmp_path, array, metadata, message):
-    """A chunk inflates to the size that the metadata beside it state, a thousandfold."""
+    """A chunk inflates to the size that the metadata beside it states, a thousandfold."""
     import tensorstore
 
     checkpoint = Checkpoints(tmp_path)

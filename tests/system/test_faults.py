@@ -238,7 +238,7 @@ def test_unreadable_records_are_named(camvid, undisturbed, tmp_path, monkeypatch
     """The shard itself is damaged, as by a failing disk; nothing of the run is lost."""
     from isnet_jax.input import records
 
-    monkeypatch.setattr(records, "PAUSES", (0.01, 0.01))
+    monkeypatch.setattr(records, "RETRY_DELAYS", (0.01, 0.01))
     shutil.copytree(camvid[1], tmp_path / "data")
     [shard] = (tmp_path / "data").rglob("*train.array_record*")
     data = bytearray(shard.read_bytes())

@@ -1,4 +1,4 @@
-"""Geometry of the report's line charts and histogram, in SVG units from the top left; templates/charts.html draws it."""
+"""Geometry of line charts and histograms, in SVG units from the top left; templates/charts.html draws them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -24,9 +24,10 @@ class Axes(NamedTuple):
     x_label: str
     y_label: str
     height: int = HEIGHT  # of the chart
-
-    width = WIDTH
-    left, right, top = LEFT, WIDTH - RIGHT, TOP  # edges of the plot
+    width: int = WIDTH
+    left: int = LEFT  # edges of the plot
+    right: int = WIDTH - RIGHT
+    top: int = TOP
 
     @property
     def bottom(self) -> int:
@@ -107,7 +108,7 @@ def line_chart(title: str, series: Mapping[str, Sequence[Point]], x_label: str, 
     curves = {name: _thinned(points) for name, points in series.items()}
     xs = [x for points in curves.values() for x, _ in points]
     ys = [y for points in curves.values() for _, y in points]
-    axes = Axes((min(0, *xs), max(xs)), ticks(min(0, *ys), max(ys)), x_label, y_label)
+    axes = Axes((min(0.0, *xs), max(xs)), ticks(min(0.0, *ys), max(ys)), x_label, y_label)
     lines = []
     for (name, points), dash, border in zip(curves.items(), DASHES, BORDERS):
         positions = [(axes.x(x), axes.y(y)) for x, y in points]
@@ -120,7 +121,7 @@ def line_chart(title: str, series: Mapping[str, Sequence[Point]], x_label: str, 
 def histogram(title: str, shares: np.ndarray, x_label: str, y_label: str) -> Histogram:
     """Numbers of the `shares` (N,), in [0, 1], that fall in each of twenty bins."""
     counts, edges = np.histogram(100 * shares, 20, (0, 100))
-    axes = Axes((0, 100), ticks(0, int(counts.max()), 3), x_label, y_label, HISTOGRAM_HEIGHT)
+    axes = Axes((0.0, 100.0), ticks(0.0, float(counts.max()), 3), x_label, y_label, HISTOGRAM_HEIGHT)
     bars = []
     for count, low, high in zip(counts.tolist(), edges.tolist(), edges[1:].tolist()):
         if count:

@@ -94,7 +94,7 @@ def gallery(evaluation: Results, scores: np.ndarray) -> Gallery:
 def _open_split(record: dict[str, Any]) -> Any:
     """The examples of the evaluated split; raises UserError. Prepares and fetches nothing."""
     data = record["config"].get("data") or {}
-    builder = datasets.open_prepared(data.get("name"), data.get("data_dir"), data.get("folder"))
+    builder = datasets.open_prepared(data.get("name", ""), data.get("data_dir"), data.get("folder"))
     from isnet_jax.input import pipeline  # needs TensorFlow
 
     return pipeline.open_split(builder, record["split"])
@@ -140,13 +140,13 @@ def _example(source: Any, i: int, name: str, num_classes: int) -> tuple[np.ndarr
     example = source[i] if i < len(source) else {"name": b""}
     stored_name = example["name"].decode()
     if stored_name != name:
-        raise ValueError(f"its example {i} is {stored_name!r}, so it is a different split or data set")
+        raise ValueError(f"example {i} there is {stored_name!r}, so the data differ from those evaluated")
     image, label = (
         limits.open_image(io.BytesIO(limits.decodable(example[key])), ("JPEG", "PNG")) for key in ("image", "label")
     )
     pixels, classes = np.asarray(image.convert("RGB")), np.asarray(label)
     if classes.max(where=classes != IGNORED, initial=0) >= num_classes:
-        raise ValueError(f"its label has class {classes[classes != IGNORED].max()}, but there are {num_classes}, from 0")
+        raise ValueError(f"its label has classes beyond the {num_classes} of the evaluation")
     return pixels, classes
 
 

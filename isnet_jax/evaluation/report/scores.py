@@ -67,7 +67,7 @@ class Scores(NamedTuple):
 
 def scores_section(evaluation: Results, other: Results | None) -> Scores:
     """The section on scores, as changes from those of `other` if given."""
-    ours, theirs = (_shares(x) if x else None for x in (evaluation, other))
+    ours, theirs = _shares(evaluation), _shares(other) if other else None
     published = (evaluation.record.get("published") or {}).get("miou")
     references = {"miou": published / 100} if published else {}
     rows = [Score(term, ours[key], theirs[key] if theirs else None, references.get(key)) for key, term in TERMS.items()]
@@ -113,7 +113,8 @@ def _protocol_rows(evaluation: Results, other: Results | None) -> list[ProtocolR
     """The scores under every protocol; protocols that agree share a row."""
     rows: dict[tuple, ProtocolRow] = {}
     for protocol in protocols.PROTOCOLS:
-        ours, theirs = (protocols.scores(x.confusion, protocol) if x else None for x in (evaluation, other))
+        ours = protocols.scores(evaluation.confusion, protocol)
+        theirs = protocols.scores(other.confusion, protocol) if other else None
         pairs = [(ours[key], theirs[key] if theirs else None) for key in PROTOCOL_SCORES]
         shown = tuple((percent(a), None if b is None else change_from(a, b)) for a, b in pairs)
         rows.setdefault(shown, ProtocolRow([], pairs)).protocols.append(protocol)

@@ -166,7 +166,7 @@ def training_section(record: Mapping[str, Any]) -> list[charts.LineChart]:
     }
     series = (
         ("Losses", _series(rows, LOSSES), "loss"),
-        ("Evaluations", _series(rows, evaluations, 100), "%"),
+        ("Evaluations", _series(rows, evaluations, 100.0), "%"),
     )
     return [charts.line_chart(title, curves, "step", unit) for title, curves, unit in series if curves]
 
@@ -195,14 +195,14 @@ def run_section(record: Mapping[str, Any]) -> Run:
     return Run([(term, value) for term, value in facts if value], listings)
 
 
-def _series(rows: list[dict], labels: Mapping[str, str], factor: float = 1) -> dict[str, list[charts.Point]]:
+def _series(rows: list[dict], labels: Mapping[str, str], factor: float = 1.0) -> dict[str, list[charts.Point]]:
     """{label: [(step, factor * value), ...]} of the metrics {key: label} that have drawable values."""
 
     def is_drawable(value: Any) -> bool:
         return isinstance(value, int | float) and abs(value) < MAX_DRAWABLE  # False for NaN
 
     series = {
-        label: [(row["step"], factor * row[key]) for row in rows if is_drawable(row.get(key))]
+        label: [(float(row["step"]), factor * row[key]) for row in rows if is_drawable(row.get(key))]
         for key, label in labels.items()
     }
     return {label: points for label, points in series.items() if points}

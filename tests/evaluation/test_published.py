@@ -1,0 +1,65 @@
+"""The official test settings and published results, against the recipes in configs/."""
+
+import json
+import runpy
+
+import pytest
+from paths import ROOT
+
+from isnet_jax.config import inference_settings
+from isnet_jax.evaluation import published
+from isnet_jax.evaluation.checkpoint import evaluation_facts
+
+
+class DataStub:
+    """What `evaluation_facts` reads of `input.data.Data`."""
+
+    evaluation, class_names, palette = (), (), ()
+
+
+def recipe(dataset, backbone):
+    """The config of the official recipe."""
+    path = ROOT / f"configs/{dataset.removesuffix('10k')}.py"
+    return runpy.run_path(str(path))["get_config"](backbone)
+
+
+def recipe_setting(config, name):
+    """The setting that results.json records for an evaluation with this config."""
+    return evaluation_facts(config, DataStub, inference_settings(config, name == "tta"), name)["setting"]
+
+
+def test_results_cover_every_official_recipe():
+    assert len(published.RESULTS) == 12
+    assert set(published.RESULTS) == {
+        (dataset, backbone)
+        for dataset in ("ade20k", "coco_stuff10k", "cityscapes", "lip")
+        for backbone in ("resnet50", "resnet101", "resnest101")
+    }
+
+
+@pytest.mark.parametrize("name", ["single", "tta"])
+@pytest.mark.parametrize("dataset, backbone", published.RESULTS)
+def test_official_setting_equals_the_recipe(dataset, backbone, name):
+    config = recipe(dataset, backbone)
+    setting, official = recipe_setting(config, name), published.official_setting(dataset, backbone, name)
+    assert config.data.name == dataset and config.data.eval_split == published.BENCHMARKS[dataset].split
+    assert {field: setting[field] for field in official} == official
+    assert set(official) >= {"mode", "scales", "flip", "resize", "keep_ratio"} | (
+        {"average"} if name == "tta" else set()
+    )
+    if official["mode"] == "slide":
+        assert {"crop_size", "stride"} <= set(official)
+
+
+@pytest.mark.parametrize("dataset, backbone", published.RESULTS)
+def test_find_returns_the_result_of_the_official_test_only(dataset, backbone):
+    config = recipe(dataset, backbone)
+    split = config.data.eval_split
+    for name, miou in zip(("single", "tta"), published.RESULTS[dataset, backbone]):
+        setting = json.loads(json.dumps(recipe_setting(config, name)))
+        assert published.find(dataset, backbone, split, setting)[:3] == (split, miou, name)
+        for changes in {"resize": [96, 64]}, {"scales": [1.0, 2.0]}, {"mode": "other"}, {"name": "other"}:
+            assert published.find(dataset, backbone, split, setting | changes) is None
+        assert published.find(dataset, backbone, "train", setting) is None
+        assert published.find("camvid", backbone, "val", setting) is None
+        assert published.find(dataset, None, split, setting) is None
