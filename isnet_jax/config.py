@@ -192,13 +192,16 @@ def _check_testing(config: ConfigDict) -> None:
         config,
         "augment.resize test.resize",
         "(long, short) in pixels, or ()",
-        lambda x: len(x) == 0 or _are_positive(x, 2, int) and x[0] >= x[1],
+        lambda x: len(x) == 0 or (_are_positive(x, 2, int) and x[0] >= x[1]),
     )
     tta = config.test.tta
     _require(config, "test.tta.mode", "whole or slide", lambda mode: mode in ("whole", "slide"))
     _require(config, "test.tta.average", "softmax or logits", lambda average: average in ("softmax", "logits"))
     _require(
-        config, "test.tta.scales", "positive numbers", lambda scales: len(scales) and _are_positive(scales, len(scales))
+        config,
+        "test.tta.scales",
+        "positive numbers",
+        lambda scales: len(scales) > 0 and _are_positive(scales, len(scales)),
     )
     if tta.mode == "slide":
         _require(config, "test.tta.crop_size", "(height, width) in pixels", lambda x: _are_positive(x, 2, int))

@@ -4,10 +4,8 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -68,14 +66,8 @@ def command(*arguments, module="main"):
 
 
 def environment(devices=1):
-    """Of a command; what one has compiled the next need not."""
-    return {
-        **os.environ,
-        "JAX_NUM_CPU_DEVICES": str(devices),
-        "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": str(Path(tempfile.gettempdir()) / f"isnet_jax_tests_{os.getpid()}"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-    }
+    """Of a command, with the compilation cache of the tests."""
+    return {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
 
 
 def run(*arguments, module="main", devices=1, cwd=ROOT):

@@ -40,7 +40,7 @@ CITATION = """\
 
 
 class CocoStuff10k(common.FolderBuilder):
-    """Label files (.mat, key S) hold 1..182, which become 0..181, and 0 or 255 for unlabelled pixels: 255."""
+    """Label files (.mat, key S) hold 1..182, which become 0..181; 0 and 255 (unlabelled) become 255."""
 
     NAMES, PALETTE, CITATION = NAMES, PALETTE, CITATION
     DESCRIPTION = "COCO-Stuff 10k v1.1, everyday scenes labelled with things and stuff."

@@ -85,9 +85,9 @@ def score_maps(
     *,
     valid_size: Sizes | None = None,
     mode: str = "whole",
-    crop_size: Sequence[int] = (),
-    stride: Sequence[int] = (),
-    scales: Sequence[float] = (1.0,),
+    crop_size: Sequence[int] | None = None,
+    stride: Sequence[int] | None = None,
+    scales: Sequence[float | int] = (1.0,),
     flip: bool = False,
     flip_pairs: Sequence[Sequence[int]] = (),
     average: str = "softmax",
@@ -101,6 +101,7 @@ def score_maps(
     UserError for arguments that do not fit together.
     """
     _check_settings(mode, crop_size, stride, average)
+    window = crop_size or (), stride or ()
 
     def network(x, size=None):
         """x (B, h, w, 3) -> scores at stride 8 (4 with the shortcut) or, for windows, at their own resolution."""
@@ -116,7 +117,7 @@ def score_maps(
         if flip:  # each flipped image follows its image, so that a batch sharded over devices stays in place
             x = jnp.stack([x, flip_horizontally(x, size)], axis=1).reshape(-1, *x.shape[1:])
             size = None if size is None else size.repeat(2, axis=0)
-        maps = network(x, size) if mode == "whole" else sliding_window(network, x, crop_size, stride, size)
+        maps = network(x, size) if mode == "whole" else sliding_window(network, x, *window, size)
         if flip:
             maps = maps.reshape(-1, 2, *maps.shape[1:])
             flipped_back = flip_horizontally(maps[:, 1], map_size)[..., flipped_classes(maps.shape[-1], flip_pairs)]
@@ -125,7 +126,7 @@ def score_maps(
     return result
 
 
-def _check_settings(mode: str, crop_size: Sequence[int], stride: Sequence[int], average: str) -> None:
+def _check_settings(mode: str, crop_size: Sequence[int] | None, stride: Sequence[int] | None, average: str) -> None:
     if mode not in ("whole", "slide") or average not in ("softmax", "logits"):
         raise UserError(f"mode is {mode!r} and average {average!r}; choose 'whole' or 'slide', 'softmax' or 'logits'.")
     if mode == "slide" and not (crop_size and stride and all(0 < s <= c for s, c in zip(stride, crop_size))):
@@ -133,7 +134,7 @@ def _check_settings(mode: str, crop_size: Sequence[int], stride: Sequence[int], 
 
 
 def rescale(
-    images: Float[Array | np.ndarray, "b h w c"], scale: float, valid_size: Sizes | None = None
+    images: Float[Array | np.ndarray, "b h w c"], scale: float | int, valid_size: Sizes | None = None
 ) -> tuple[Float[Array | np.ndarray, "b h2 w2 c"], Sizes | None]:
     """Images resized by `scale`, which is static, and their new valid sizes; None if `valid_size` is.
 
@@ -142,8 +143,9 @@ def rescale(
     """
     if scale == 1:
         return images, valid_size
+    scale = float(scale)
     scaled = [
-        np.maximum(np.floor(np.arange(n + 1) * float(scale)), 1).astype(np.int32)  # n -> floor(n s)
+        np.maximum(np.floor(np.arange(n + 1) * scale), 1).astype(np.int32)  # n -> floor(n s)
         for n in images.shape[1:3]
     ]
     shape = [int(lengths[-1]) for lengths in scaled]

@@ -96,8 +96,8 @@ def evaluate(
     gets the plan's entry, the NumPy batch, and what `eval_step` returned, still on the device. Raises StopRequested
     between batches after a signal.
     """
-    total: np.ndarray | int = 0
-    pending = None
+    total: Any = 0
+    pending: Any = None
 
     def process(entry, batch, result):
         if on_batch:
@@ -130,7 +130,7 @@ class Evaluator:
     def __init__(self, model: ISNet, mesh: Mesh, data: "Data", settings: Mapping[str, Any], boundary: bool = False):
         """settings: keyword arguments of `inference.score_maps`, as `config.inference_settings` returns them."""
         self._mesh, self._data = mesh, data
-        self._step = make_eval_step(model, mesh, settings, boundary)
+        self._step: Any = make_eval_step(model, mesh, settings, boundary)
         self._rows = sharding.local_rows(mesh, data.eval_batch_size)
 
     def __call__(

@@ -1,6 +1,6 @@
 """ISNet (Jin et al., ICCV 2021): backbone, two context modules, two-stage classification."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ BACKBONES = {
     "resnest101": partial(ResNet, SplitAttentionBottleneck, (3, 4, 23, 3), stem_channels=128),
     "resnest200": partial(ResNet, SplitAttentionBottleneck, (3, 24, 36, 3), stem_channels=128),
 }
-ACTIVATIONS = {"relu": nn.relu, "leaky_relu": partial(nn.leaky_relu, negative_slope=0.01)}
+ACTIVATIONS: dict[str, Callable] = {"relu": nn.relu, "leaky_relu": partial(nn.leaky_relu, negative_slope=0.01)}
 DTYPES = ("float32", "bfloat16", "float64")
 
 
@@ -106,10 +106,11 @@ def create_model(config: ConfigDict | Mapping[str, Any]) -> ISNet:
     if unknown:
         valid = [name for name in ISNet.__dataclass_fields__ if name not in ("parent", "name")]
         raise UserError(f"config.model has no field {', '.join(unknown):.200}; its fields are {', '.join(valid)}.")
-    for field, valid in (("backbone", BACKBONES), ("activation", ACTIVATIONS), ("dtype", DTYPES)):
-        if field in fields and fields[field] not in valid:
-            raise UserError(f"config.model.{field} is {fields[field]!r:.200}; choose one of {', '.join(valid)}.")
-    if fields.get("dtype") == "float64" and not jax.config.jax_enable_x64:
+    choices: dict[str, Iterable[str]] = {"backbone": BACKBONES, "activation": ACTIVATIONS, "dtype": DTYPES}
+    for field, names in choices.items():
+        if field in fields and fields[field] not in names:
+            raise UserError(f"config.model.{field} is {fields[field]!r:.200}; choose one of {', '.join(names)}.")
+    if fields.get("dtype") == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise UserError(
             "config.model.dtype is float64, which JAX only computes with JAX_ENABLE_X64=1 in the environment."
         )

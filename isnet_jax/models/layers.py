@@ -9,7 +9,7 @@ the padding. `mask=None` means no padding. An integer mask gives the number of p
 its weight in batch norm.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -38,17 +38,16 @@ def valid_mask(
 
 
 def masks_by_stride(
-    size: Sizes | None, height: int, width: int, strides: Iterable[int] = (1, 2, 4, 8)
-) -> tuple[dict[int, Sizes | None], dict[int, Mask | None]]:
+    size: Sizes | None, height: int, width: int, strides: Sequence[int] = (1, 2, 4, 8)
+) -> tuple[Mapping[int, Sizes | None], Mapping[int, Mask | None]]:
     """Sizes and masks of padded images (B, height, width) at each stride; None throughout if `size` is None.
 
     Every layer of stride 2 rounds up.
     """
-    sizes: dict[int, Sizes | None] = {}
-    masks: dict[int, Mask | None] = {}
-    for stride in strides:
-        sizes[stride] = None if size is None else -(-size // stride)
-        masks[stride] = None if size is None else valid_mask(sizes[stride], -(-height // stride), -(-width // stride))
+    if size is None:
+        return dict.fromkeys(strides), dict.fromkeys(strides)
+    sizes = {stride: -(-size // stride) for stride in strides}
+    masks = {stride: valid_mask(sizes[stride], -(-height // stride), -(-width // stride)) for stride in strides}
     return sizes, masks
 
 
@@ -76,7 +75,7 @@ def matmul(x: Float[Array, "*n i"], kernel: Float[Array, "i o"]) -> Float[Array,
     return jnp.matmul(x, kernel.astype(x.dtype), precision=precision(x.dtype))
 
 
-def uniform_fan_in(fan_in: int) -> Callable[..., Array]:
+def uniform_fan_in(fan_in: int) -> Callable[..., jax.Array]:
     """PyTorch's default for convolution kernels and biases: uniform in +-1/sqrt(fan_in)."""
     bound = fan_in**-0.5
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -112,7 +111,7 @@ class Conv(nn.Module):
         else:
             padding = self.dilation * (k // 2)
             y = lax.conv_general_dilated(
-                x,
+                jnp.asarray(x),
                 kernel.astype(x.dtype),
                 window_strides=(self.stride,) * 2,
                 padding=((padding, padding),) * 2,
@@ -156,7 +155,7 @@ class BatchNorm(nn.Module):
 
 def batch_statistics(
     x: Float[Array, "*n c"], weight: Shaped[Array, "*n 1"] | None, shift: Float[Array, " c"]
-) -> tuple[Float[Array, " c"], Float[Array, " c"], Float[Array, ""]]:
+) -> tuple[Float[jax.Array, " c"], Float[jax.Array, " c"], Float[jax.Array, ""]]:
     """Mean, biased variance and count of x, in one pass over the data.
 
     Subtracting `shift`, the running mean, changes nothing in exact arithmetic. Once it is close to the mean of the

@@ -66,5 +66,5 @@ def isnet_losses(
     for name, weight in WEIGHTS.items():
         total, count = resized_cross_entropy(logits[name], labels)
         losses[name] = weight * total / jnp.maximum(count, 1)
-    losses["total"] = sum(losses.values())
+    losses["total"] = losses["auxiliary"] + losses["stage1"] + losses["stage2"]
     return losses

@@ -1,5 +1,8 @@
 """ResNet v1c at output stride 8 (He et al., CVPR 2016; 3x3 stem of the "bag of tricks" paper, CVPR 2019)."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 from jaxtyping import Float
 
@@ -56,14 +59,14 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """Stem and four stages; `block` is BasicBlock, Bottleneck or ResNeSt's block."""
 
-    block: type
+    block: Any
     depths: tuple[int, ...]
     stem_channels: int = 64
     remat: bool = False
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w 3"], train: bool, masks: dict[int, Mask | None]
+        self, x: Float[Array, "b h w 3"], train: bool, masks: Mapping[int, Mask | None]
     ) -> tuple[Float[Array, "b _ _ _"], ...]:
         """x -> the outputs of the four stages; masks: of the strides 2, 4 and 8."""
         half = self.stem_channels // 2

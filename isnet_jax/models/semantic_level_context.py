@@ -58,8 +58,8 @@ class SemanticLevelContext(nn.Module):
         """feats, R; stage1_logits, P; image_context, R_il -> R_sl."""
         b, h, w, channels = feats.shape
         project = partial(ConvBNAct, channels // 2, act=self.act)
-        pixels, logits, valid = (None if x is None else x.reshape(b, h * w, -1) for x in (feats, stage1_logits, mask))
-        tokens, counts = class_tokens(pixels, logits, valid)
+        pixels, logits = (x.reshape(b, h * w, -1) for x in (feats, stage1_logits))
+        tokens, counts = class_tokens(pixels, logits, None if mask is None else mask.reshape(b, h * w, 1))
         tokens, weight = tokens[:, :, None], counts[:, :, None, None]  # an "image" of K x 1, of n_c pixels each
         query = project(name="query1")(feats, train, mask)
         query = project(name="query2")(query, train, mask)

@@ -218,7 +218,7 @@ def process_group(flag_values: Any, resume_hint: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if is_single_process():
+        if is_single_process() or interrupts.stop_requested():  # a library may turn the interrupt into its own error
             raise
         if is_peer_failure(error):
             raise PeerLost(

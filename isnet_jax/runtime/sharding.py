@@ -116,7 +116,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def shard_images(images: Shaped[Array, "b h w c"], mesh: Mesh) -> Shaped[Array, "b h w c"]:
+def shard_images(images: Shaped[Array | np.ndarray, "b h w c"], mesh: Mesh) -> Shaped[Array, "b h w c"]:
     """Inside jit: images split over the mesh, or over `data` alone unless `fits_spatial_axis`."""
     axes = AXES if fits_spatial_axis(images.shape[1], mesh) else AXES[:1]
     return jax.lax.with_sharding_constraint(images, NamedSharding(mesh, PartitionSpec(*axes)))

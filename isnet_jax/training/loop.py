@@ -131,7 +131,7 @@ def enable_compilation_cache() -> None:
 
     They are kept in the user's cache: a workdir may come from someone else, and a program is code.
     """
-    if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:
+    if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "isnet_jax" / "compiled"))
 

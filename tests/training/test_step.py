@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from isnet_jax import config as configs
 from isnet_jax import create_model
@@ -77,7 +78,7 @@ def test_train_step_in_bfloat16_with_remat_keeps_float32_parameters():
 @pytest.mark.parametrize("power", [0.9, 1.0])
 def test_schedule_is_polynomial_in_double_precision(power, x64):
     """Of Python numbers and of the optimizer's int32 counter alike."""
-    schedule = make_schedule(SimpleNamespace(base_lr=0.01, min_lr=1e-4, power=power), 7)
+    schedule = make_schedule(ConfigDict({"base_lr": 0.01, "min_lr": 1e-4, "power": power}), 7)
     for step in range(8):
         expected = (1 - step / 7) ** power * (0.01 - 1e-4) + 1e-4
         assert float(schedule(step)) == pytest.approx(expected, rel=1e-14)
