@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+import sys
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -24,7 +25,7 @@ import jax
 import psutil
 import pytest
 
-GIB_PER_WORKER = 2
+GIB_PER_WORKER, MAX_GIB_BETWEEN_TESTS = 2, 1.2
 
 
 def pytest_xdist_auto_num_workers(config):
@@ -49,6 +50,17 @@ def torch():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module")
+def tiny_network():
+    """Networks of a sixteenth of the parameters: on eight devices, each holds a copy."""
+    from isnet_jax.models import isnet, resnet
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(isnet, "HEAD_CHANNELS", 128)
+        patch.setattr(resnet, "PLANES", 16)
+        yield
+
+
 @pytest.fixture(scope="session")
 def camvid(tmp_path_factory):
     """A tiny data set in CamVid's layout, prepared already: (source, data_dir)."""
@@ -62,9 +74,24 @@ def camvid(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def free_memory():
-    """Drops compiled programs between modules, and hands free memory back to the system."""
+def free_memory_after_module(request):
     yield
+    free_memory(request.module)
+
+
+@pytest.fixture(autouse=True)
+def free_memory_above_limit(request):
+    yield
+    if psutil.Process().memory_info().rss > MAX_GIB_BETWEEN_TESTS * 2**30:
+        free_memory(request.module)
+
+
+def free_memory(test_module):
+    """Drops compiled programs, which the compilation cache has, and the results that a module of tests caches."""
+    for module in (test_module, sys.modules.get("cases", test_module)):
+        for value in vars(module).values():
+            if hasattr(value, "cache_clear") and value.__module__ == module.__name__:
+                value.cache_clear()
     jax.clear_caches()
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -27,6 +27,7 @@ BACKBONES = {
     "resnest101": partial(ResNet, SplitAttentionBottleneck, (3, 4, 23, 3), stem_channels=128),
     "resnest200": partial(ResNet, SplitAttentionBottleneck, (3, 24, 36, 3), stem_channels=128),
 }
+HEAD_CHANNELS = 512
 ACTIVATIONS: dict[str, Callable] = {"relu": nn.relu, "leaky_relu": partial(nn.leaky_relu, negative_slope=0.01)}
 DTYPES = ("float32", "bfloat16", "float64")
 
@@ -74,9 +75,9 @@ class ISNet(nn.Module):
 
         x = apply_mask(jnp.asarray(images, dtype), masks[1])
         stage1, _, stage3, stage4 = BACKBONES[self.backbone](remat=self.remat, name="backbone")(x, train, masks)
-        feats = layer(ConvBNAct)(512, 3, act=act, name="bottleneck")(stage4, train, mask)
+        feats = layer(ConvBNAct)(HEAD_CHANNELS, 3, act=act, name="bottleneck")(stage4, train, mask)
         image_context = layer(ImageLevelContext)(act, name="image_level_context")(feats, train, mask)
-        x = layer(ConvBNAct)(512, act=act, name="stage1_head")(feats, train, mask)
+        x = layer(ConvBNAct)(HEAD_CHANNELS, act=act, name="stage1_head")(feats, train, mask)
         outputs = {"stage1_logits": classify(x, "stage1_classifier")}
         x = layer(SemanticLevelContext, train_argument=4)(act, name="semantic_level_context")(
             feats, outputs["stage1_logits"], image_context, train, mask
@@ -85,10 +86,10 @@ class ISNet(nn.Module):
             detail = ConvBNAct(48, use_bias=True, act=act, name="shortcut")(stage1, train, masks[4])
             x = apply_mask(resize(x, detail.shape[1:3], sizes[8], sizes[4]), masks[4])
             x = jnp.concatenate([x, detail], -1)
-            x = layer(ConvBNAct)(512, act=act, name="stage2_head")(x, train, masks[4])
+            x = layer(ConvBNAct)(HEAD_CHANNELS, act=act, name="stage2_head")(x, train, masks[4])
         outputs["logits"] = classify(x, "stage2_classifier")
         if train or self.is_initializing():
-            x = layer(ConvBNAct)(512, 3, act=act, name="auxiliary_head")(stage3, train, mask)
+            x = layer(ConvBNAct)(HEAD_CHANNELS, 3, act=act, name="auxiliary_head")(stage3, train, mask)
             auxiliary_logits = classify(x, "auxiliary_classifier")
             if train:
                 outputs["auxiliary_logits"] = auxiliary_logits

@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 from isnet_jax.models.layers import Array, ConvBNAct, Mask, apply_mask, max_pool
 
+PLANES = 64  # of the first stage; they double with every stage
 STRIDES, DILATIONS = (1, 2, 1, 1), (1, 1, 2, 4)  # per stage: output stride 8
 
 
@@ -80,7 +81,7 @@ class ResNet(nn.Module):
         block = nn.remat(self.block, static_argnums=(2,)) if self.remat else self.block
         outputs, output_stride = [], 4
         for stage, (depth, stage_stride, dilation) in enumerate(zip(self.depths, STRIDES, DILATIONS)):
-            planes = 64 * 2**stage
+            planes = PLANES * 2**stage
             for i in range(depth):
                 stride = stage_stride if i == 0 else 1
                 in_mask, mask = masks[output_stride], masks[output_stride * stride]

@@ -37,6 +37,7 @@ from isnet_jax.training.step import (
 from isnet_jax.training.trainer import Trainer
 
 LOGGED_SCORES = "miou", "pixel_accuracy", "mean_accuracy"
+WRITTEN_SCORES = *LOGGED_SCORES, "iou", "confusion"
 MEMORY_ADVICE = (
     "lower config.train.global_batch_size (or config.test.batch_size), or set config.model.remat=True or "
     "config.model.dtype=bfloat16"
@@ -224,5 +225,8 @@ def write_results(workdir: Path, results: dict[str, dict[str, Any]], data: Data,
         path = workdir / "predictions.png"
         pictures.comparison(rows, data.palette, names).save(path)
         say(f"image, ground truth and prediction side by side: {path}")
-    percentages = {kind: metrics.in_percent(result, names) for kind, result in results.items()}
+    percentages = {
+        kind: metrics.in_percent({name: result[name] for name in WRITTEN_SCORES}, names)
+        for kind, result in results.items()
+    }
     atomic_write_text(workdir / "results.json", json.dumps({"step": data.total_steps} | percentages, indent=1) + "\n")

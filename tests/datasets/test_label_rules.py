@@ -1,13 +1,13 @@
 """The label rules, class names and palettes of the official data sets."""
 
+import hashlib
 import json
 import runpy
 
 import pytest
 from data_sets import CITYSCAPES_TRAIN_IDS, OFFICIAL, builder_class
-from paths import ROOT, SHARED
+from paths import ROOT
 
-CLASSES = SHARED / "design/classes.json"
 RULES = {  # by the protocols: value in a label file -> train id, 255 if ignored, None if illegal
     "ade20k": lambda v: 255 if v == 0 else v - 1 if v <= 150 else None,
     "cityscapes": lambda v: CITYSCAPES_TRAIN_IDS.get(v, 255) if v <= 33 or v == 255 else None,
@@ -22,6 +22,13 @@ COUNTS = {
     "coco_stuff164k": {"train": 118287, "val": 5000},
     "lip": {"train": 30462, "val": 10000},
     "camvid": {"train": 367, "val": 101, "test": 233},
+}
+CLASS_DIGESTS = {  # of the official names and, but for CamVid, their colors
+    "ade20k": "f8f1fbe2e61e446c",
+    "cityscapes": "6d241d4404fe54e5",
+    "lip": "28f6041be0fbcb70",
+    "coco_stuff10k": "93395fee51dcfaea",
+    "camvid": "33db1ef37283f614",
 }
 
 
@@ -51,14 +58,10 @@ def test_builder_describes_itself(name):
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_builder_has_the_official_classes(name):
-    if not CLASSES.exists():
-        pytest.skip(f"the official classes are not at {CLASSES}")
-    official = json.loads(CLASSES.read_text())[name.replace("164k", "10k")]
     cls = builder_class(name)
-    assert list(cls.NAMES) == official["names"] and len(cls.NAMES) == official["num_classes"]
-    assert len(cls.PALETTE) == len(cls.NAMES)
-    if "palette" in official:
-        assert [list(color) for color in cls.PALETTE] == official["palette"]
+    content = [list(cls.NAMES)] + ([] if name == "camvid" else [[list(color) for color in cls.PALETTE]])
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    assert digest[:16] == CLASS_DIGESTS[name.replace("164k", "10k")]
 
 
 @pytest.mark.parametrize("name", ["ade20k", "camvid", "cityscapes", "coco_stuff", "lip"])

@@ -65,7 +65,7 @@ def test_predict_classes_of_mixed_sizes_equal_single_images():
     sizes, feature_sizes = np.array([(70, 131), (101, 90)]), np.array([(9, 17), (13, 12)])
     logits = rng.standard_normal((2, 16, 17, 5)).astype(np.float32)
     found = inference.predict_classes([(jnp.asarray(logits), feature_sizes)], (110, 140), sizes)
-    for i, ((h, w), (fh, fw)) in enumerate(zip(sizes, feature_sizes)):
+    for i, ((h, w), (fh, fw)) in enumerate(zip(sizes.tolist(), feature_sizes.tolist())):
         expected = resize(jnp.asarray(logits[i : i + 1, :fh, :fw]), (h, w))[0].argmax(-1)
         assert (np.asarray(found[i, :h, :w]) == expected).mean() > 0.9999  # except for ties within rounding
 
@@ -80,7 +80,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_evaluate_of_mixed_sizes_over_devices_equals_single_images(name, x64):
+def test_evaluate_of_mixed_sizes_over_devices_equals_single_images(name, tiny_network, x64):
     """Padded batches on 8, 2 and 1 devices give the same counts as each image alone, unpadded."""
     model = create_model({"backbone": "resnet18", "num_classes": 5, "shortcut": name == "shortcut", "dtype": "float64"})
     variables = random_variables(model, dtype=np.float64)
@@ -107,16 +107,18 @@ def test_evaluate_of_mixed_sizes_over_devices_equals_single_images(name, x64):
         scores = evaluate(step, variables, iter([batch]), plan, mesh, collect)
         results[devices] = (scores["confusion"], *(np.asarray(seen[0][key]) for key in ("counts", "boundary")))
     alone = jax.jit(
-        lambda batch: eval_step(variables, batch, False, model=model, settings=SETTINGS[name], boundary=True)
+        lambda variables, batch: eval_step(variables, batch, False, model=model, settings=SETTINGS[name], boundary=True)
     )
+    on_device = jax.device_put(variables)
     single = [
         alone(
+            on_device,
             {
                 "image": batch["image"][i : i + 1, :h, :w],
                 "label": batch["label"][i : i + 1, :h, :w],
                 "image_size": np.array([(h, w)]),
                 "label_size": np.array([(h, w)]),
-            }
+            },
         )
         for i, (h, w) in enumerate(sizes)
     ]

@@ -156,7 +156,8 @@ def test_predict_folder_of_images_of_every_kind(photos, tmp_path):
         assert re.search(pattern, err), err
     written = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert written == {f"{name}{end}" for name in pixels for end in (".png", "_overlay.jpg")}
-    scores_of = jax.jit(partial(inference.predict, model, variables, average="logits"), static_argnums=1)
+    predict = jax.jit(partial(inference.predict, model, average="logits"), static_argnums=2)
+    scores_of = partial(predict, jax.device_put(variables))
     for name, image in pixels.items():
         file = Image.open(tmp_path / "out" / f"{name}.png")
         prediction = np.array(file)
@@ -195,7 +196,8 @@ def test_predict_official_checkpoint_with_flip_in_cityscapes_format(photos, tmp_
     )
     assert (code, err) == (0, "") and "2 images predicted" in out and "class " in out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "grey.png"]
-    scores_of = jax.jit(partial(inference.predict, model, variables, flip=True, flip_pairs=((0, 1),)), static_argnums=1)
+    predict = jax.jit(partial(inference.predict, model, flip=True, flip_pairs=((0, 1),)), static_argnums=2)
+    scores_of = partial(predict, jax.device_put(variables))
     for name, source in (("grey", "grey"), ("a", "street/a")):
         file = Image.open(tmp_path / "out" / f"{name}.png")
         assert file.mode == "L"

@@ -13,6 +13,8 @@ from paths import ROOT
 from isnet_jax.checkpoints import torch_names
 from isnet_jax.models import losses
 
+pytestmark = pytest.mark.usefixtures("tiny_network")
+
 DEEP = ("resnet101", "resnet152", "resnest101", "resnest200")
 
 

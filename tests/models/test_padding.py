@@ -57,7 +57,7 @@ def test_isnet_training_ignores_padding(backbone, x64):
 
 
 def test_predict_with_scales_and_flip_ignores_padding(x64):
-    """Multi-scale and mirrored prediction of images of mixed sizes in one program."""
+    """Multi-scale prediction with flips of images of mixed sizes in one compiled program."""
     model, variables = network("resnet18", num_classes=6, shortcut=True)
     variables = cast(variables, np.float64)
     images = [weights.image(*size).astype(np.float64)[0] for size in ((41, 57), (52, 31))]

@@ -17,6 +17,8 @@ from isnet_jax.models.losses import isnet_losses
 from isnet_jax.runtime import sharding
 from isnet_jax.training.step import make_optimizer, make_schedule, state_from_variables, train_step
 
+pytestmark = pytest.mark.usefixtures("tiny_network")
+
 FIELDS = {"backbone": "resnet18", "num_classes": 5, "dtype": "float64"}
 TRAIN = ConfigDict({"base_lr": 0.01, "min_lr": 1e-4, "power": 0.9, "weight_decay": 5e-4, "momentum": 0.9})
 

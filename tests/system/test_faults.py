@@ -30,12 +30,14 @@ from isnet_jax.input import pipeline
 from isnet_jax.runtime import sharding
 from isnet_jax.training.loop import train_and_evaluate
 
+pytestmark = pytest.mark.usefixtures("tiny_network")
+
 STEPS = 12  # of a run here
 FIELDS = {"train.epochs": STEPS // 2, "run.eval_every_epochs": 4, "run.keep_checkpoints": 2}
 
 
 def arguments(camvid, workdir, **more):
-    return ["--config=configs/camvid.py:resnet18", f"--workdir={workdir}", *overrides(camvid, **{**FIELDS, **more})]
+    return ["--config=tests/tiny_camvid.py:resnet18", f"--workdir={workdir}", *overrides(camvid, **{**FIELDS, **more})]
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +116,10 @@ def test_run_killed_at_random_moments_equals_undisturbed(kills, camvid, undistur
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of its own, of 330 MB: one checkpoint, and most of another."""
+    """A file system of its own, of 22 MB: one checkpoint, and most of another."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=330m", "tmpfs", disk], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=22m", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("mounting a small file system takes root's rights")
     try:
         yield disk
@@ -160,7 +162,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_checkpoint_is_quarantined_for_the_previous_one(damage, tmp_path, capsys):
-    """What each kind of damage is, is told; the next start does not see it any more."""
+    """Each kind of damage is reported, and the next start no longer sees it."""
     mesh = sharding.make_mesh("data=2", devices=jax.devices()[:2])
 
     def state(step):

@@ -21,6 +21,8 @@ from isnet_jax.errors import UserError
 from isnet_jax.runtime import sharding
 from isnet_jax.training.loop import train_and_evaluate
 
+pytestmark = pytest.mark.usefixtures("tiny_network")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def two_devices():
@@ -31,7 +33,7 @@ def two_devices():
 
 
 @pytest.fixture(scope="module")
-def finished(camvid, tmp_path_factory):
+def finished(camvid, tiny_network, tmp_path_factory):
     """A run of 6 steps (2 an epoch) on two devices, with a moving average; it prepares its data set itself."""
     workdir = tmp_path_factory.mktemp("run") / "small"
     unprepared = camvid[0], tmp_path_factory.mktemp("data")
@@ -249,7 +251,7 @@ def test_run_reports_unusable_workdirs(finished, camvid, tmp_path):
 def test_convert_round_trip(finished, tmp_path):
     """A run's weights to an official .pth, back to a directory, and what `torch.load` sees in between."""
     torch = pytest.importorskip("torch")
-    arguments = ["--config=configs/camvid.py:resnet18"]
+    arguments = ["--config=tests/tiny_camvid.py:resnet18"]
     code, _, err = run(*arguments, f"--input={finished[0]}", f"--output={tmp_path}/x.pth", module="convert")
     assert code == 0 and err == "", err
     code, out, err = run(*arguments, f"--input={tmp_path}/x.pth", f"--output={tmp_path}/back", module="convert")

@@ -29,7 +29,7 @@ STEPS = 4
 
 
 def arguments(camvid, workdir, **more):
-    return ["--config=configs/camvid.py:resnet18", f"--workdir={workdir}", *overrides(camvid, **{**FIELDS, **more})]
+    return ["--config=tests/tiny_camvid.py:resnet18", f"--workdir={workdir}", *overrides(camvid, **{**FIELDS, **more})]
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_run_resumes_on_other_devices_and_processes(camvid, single, tmp_path):
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_signal_to_one_process_stops_all_after_the_same_step(count, camvid, tmp_path):
-    """At first, and in a run that goes on, where evaluations lie behind."""
+    """In a new run, and in a resumed one, after evaluations."""
     words = command(*arguments(camvid, tmp_path / "run", **{"train.epochs": 200, "run.checkpoint_every_steps": 3}))
     last = 0
     for _ in range(2):
@@ -151,7 +151,7 @@ def test_death_of_a_process_stops_the_rest_and_the_run_resumes(camvid, single, t
 
 def test_evaluation_in_processes_equals_one_process(camvid, single, tmp_path):
     flags = [
-        "--config=configs/camvid.py:resnet18",
+        "--config=tests/tiny_camvid.py:resnet18",
         f"--checkpoint={single}",
         *[word for word in overrides(camvid, **FIELDS) if "=config.run" not in word],
     ]

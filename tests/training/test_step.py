@@ -19,6 +19,8 @@ from isnet_jax.training.profiler import Profiler
 from isnet_jax.training.step import TrainState, init_state, make_optimizer, make_schedule, train_step
 from isnet_jax.training.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("tiny_network")
+
 
 def batch(size=2):
     rng = np.random.default_rng(0)
