@@ -54,10 +54,12 @@ def torch():
 def tiny_network():
     """Networks of a sixteenth of the parameters: on eight devices, each holds a copy."""
     from isnet_jax.models import isnet, resnet
+    from isnet_jax.runtime import sharding
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(isnet, "HEAD_CHANNELS", 128)
         patch.setattr(resnet, "PLANES", 16)
+        patch.setattr(sharding, "MIN_SPLIT_SIZE", sharding.MIN_SPLIT_SIZE // 16)
         yield
 
 
