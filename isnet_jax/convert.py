@@ -12,11 +12,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from isnet_jax import cli
 
 if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
     from isnet_jax.checkpoints.torch_names import from_torch, to_torch
 
 __all__ = ["from_torch", "to_torch"]
@@ -34,7 +35,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("output", None, "DIR or FILE.pth", required=True)
 
 
-def _main(config: ConfigDict, flag_values: flags.FlagValues) -> None:
+def _main(config: "ConfigDict", flag_values: flags.FlagValues) -> None:
     from isnet_jax.checkpoints.conversion import convert_checkpoint
 
     source, target, model = flag_values.input, flag_values.output, config.model

@@ -23,8 +23,6 @@ from isnet_jax.runtime.threads import map_in_order
 ENCODED = {"image": tfds.decode.SkipDecoding(), "label": tfds.decode.SkipDecoding()}
 SHARD_BYTES = 2**27  # approximately; a shard is held in memory while it is written
 
-tfds.core.utils.gcs_utils._is_gcs_disabled = True  # nothing here may access the network
-
 
 class SegmentationBuilder(tfds.core.ShardBasedBuilder):
     """Writes records {image, label, height, width, name} to array_record files, in a fixed order.
@@ -53,6 +51,7 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder):
 
     def __init__(self, *, source: Path | None = None, **kwargs: Any):
         self.source = source
+        tfds.core.utils.gcs_utils._is_gcs_disabled = True  # nothing here may access the network
         super().__init__(**kwargs)
 
     @abc.abstractmethod

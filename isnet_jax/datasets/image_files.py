@@ -1,5 +1,6 @@
 """Reading, checking and encoding one image or label file at a time."""
 
+import functools
 import io
 import struct
 import zlib
@@ -19,7 +20,11 @@ ORIENTATION = 274  # the EXIF tag; 1 is upright
 BLOCK_PIXELS = 2**18  # of a label, processed at a time
 MAX_VALUES, MAX_RANGES = 1000, 20  # of illegal values, in a message
 
-tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
+
+@functools.cache
+def hide_accelerators() -> None:
+    """Leaves accelerators to JAX; TensorFlow would take their memory. To be called before TensorFlow computes."""
+    tf.config.set_visible_devices([], "GPU")
 
 
 def open_image(path: Path, formats: tuple[str, ...]) -> tuple[bytes, Image.Image]:
@@ -82,6 +87,7 @@ def decode_image(data: bytes, region: Sequence[int] | None = None, ratio: int = 
     a whole JPEG is downscaled. Raises ValueError or one of TensorFlow's errors for an image that is damaged, too large
     or in another format.
     """
+    hide_accelerators()
     data = limits.decodable(data)
     if not data.startswith(limits.JPEG):
         image = _to_numpy(tf.io.decode_png(data, channels=3))

@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
 from isnet_jax.datasets.common import ENCODED
+from isnet_jax.datasets.image_files import hide_accelerators
 from isnet_jax.errors import UserError
 from isnet_jax.input import augment, buckets
 from isnet_jax.input.buckets import Buckets
@@ -152,7 +153,7 @@ def _parallel(make: Callable[[int], tuple[np.ndarray, ...]], numbers: range, **d
             raise
 
     use_one_opencv_thread()
-    _hide_accelerators()
+    hide_accelerators()
     dataset = tf.data.Dataset.range(numbers.start, numbers.stop).map(
         lambda number: dict(
             zip(dtypes, tf.numpy_function(make_or_record_error, [number], list(dtypes.values()), stateful=False))
@@ -161,11 +162,6 @@ def _parallel(make: Callable[[int], tuple[np.ndarray, ...]], numbers: range, **d
         deterministic=True,
     )
     return Batches(dataset.prefetch(2), errors)
-
-
-def _hide_accelerators() -> None:
-    """Leaves accelerators to JAX; TensorFlow would take their memory. To be called before TensorFlow computes."""
-    tf.config.set_visible_devices([], "GPU")
 
 
 class EvalBatch(NamedTuple):
