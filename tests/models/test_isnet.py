@@ -1,4 +1,4 @@
-"""The whole network: devices, precision, rematerialisation, and PyTorch at other depths."""
+"""The whole network: devices, precision and rematerialisation."""
 
 import functools
 
@@ -6,16 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import assert_close, cast, load_module, network, slow_if, weights
+from cases import assert_close, cast, network, weights
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from paths import ROOT
 
-from isnet_jax.checkpoints import torch_names
 from isnet_jax.models import losses
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
-
-DEEP = ("resnet101", "resnet152", "resnest101", "resnest200")
 
 
 @functools.cache
@@ -61,31 +57,3 @@ def test_isnet_in_bfloat16_stays_close_to_float32():
     assert 0 < np.abs(outputs["bfloat16"] - outputs["float32"]).mean() < 0.05 * outputs["float32"].std()
     fresh = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
     assert {leaf.dtype for leaf in jax.tree.leaves(fresh["params"])} == {jnp.dtype("float32")}
-
-
-@pytest.mark.parametrize("backbone", slow_if(("resnet34", *DEEP), DEEP))
-def test_isnet_of_other_depths_equals_torch(backbone, torch, x64):
-    oracle = load_module(ROOT / "benchmarks" / "torch_isnet.py")
-    model, variables = network(backbone)
-    net = oracle.ISNet(backbone, 5, dropout=0.0)
-    net.load_state_dict(
-        {key: torch.from_numpy(np.asarray(value)) for key, value in torch_names.to_torch(variables, model).items()}
-    )
-    net.double().eval()
-    variables = cast(variables, np.float64)
-    # ResNeSt normalises one vector an image: with few images that multiplies rounding errors, block after block
-    batch = 8 if backbone.startswith("resnest") else 2
-    images, labels = weights.image(33, 41, batch=batch).astype(np.float64), weights.labels(33, 41, 5, batch=batch)
-    x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-    with torch.no_grad():
-        wanted = [y.numpy().transpose(0, 2, 3, 1) for y in net(x)]
-        wanted_losses = oracle.losses(net.train()(x), torch.from_numpy(labels))
-    outputs = jax.jit(model.apply)(variables, images)
-    assert_close([outputs["logits"], outputs["stage1_logits"]], wanted, 1e-9)
-    train = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
-    found = losses.isnet_losses(train(variables, images, rngs={"dropout": jax.random.key(0)})[0], labels)
-    assert_close(
-        [found[name] for name in ("auxiliary", "stage1", "stage2", "total")],
-        [wanted_losses[name].numpy() for name in ("aux", "stage1", "stage2", "total")],
-        1e-9,
-    )

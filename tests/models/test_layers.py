@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import assert_close, randomised
@@ -12,7 +13,7 @@ from isnet_jax.models import layers
 
 
 def test_batch_norm_equals_torch(torch, x64):
-    x = np.random.default_rng(6).standard_normal((3, 5, 7, 4)) * 2 + 5
+    x = jnp.asarray(np.random.default_rng(6).standard_normal((3, 5, 7, 4)) * 2 + 5)
     ours, theirs = layers.BatchNorm(), torch.nn.BatchNorm2d(4).double()
     variables = randomised(ours.init(jax.random.key(0), x, False))
     theirs.load_state_dict(
@@ -30,7 +31,7 @@ def test_batch_norm_equals_torch(torch, x64):
     for train in (True, False):
         theirs.train(train)
         y, new = ours.apply(variables, x, train, mutable=["batch_stats"])
-        wanted = theirs(torch.tensor(x.transpose(0, 3, 1, 2))).detach().numpy().transpose(0, 2, 3, 1)
+        wanted = theirs(torch.tensor(np.asarray(x).transpose(0, 3, 1, 2))).detach().numpy().transpose(0, 2, 3, 1)
         assert_close(y, wanted, 1e-12)
         variables |= new
         assert_close(
