@@ -1,8 +1,10 @@
 """Eight CPU devices, shapes checked at run time, float32 unless a test asks for `x64`, and freed programs."""
 
 import ctypes
+import functools
 import gc
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +13,8 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # it announces itself otherwise
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+# Compiles in half the time; what tests compute takes no time anyway.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # What a worker or a command has compiled, the others load.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
@@ -24,6 +28,9 @@ install_import_hook([f"isnet_jax.{name}" for name in TYPED], "beartype.beartype"
 import jax
 import psutil
 import pytest
+
+# A job in the background ignores Ctrl-C, and so would the commands that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GIB_PER_WORKER, MAX_GIB_BETWEEN_TESTS = 2, 1.2
 
@@ -60,6 +67,16 @@ def tiny_network():
         patch.setattr(isnet, "HEAD_CHANNELS", 128)
         patch.setattr(resnet, "PLANES", 16)
         patch.setattr(sharding, "MIN_SPLIT_SIZE", sharding.MIN_SPLIT_SIZE // 16)
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """Runs inside the test's process use one device, as commands do, whose compiled programs they share."""
+    from isnet_jax.runtime import sharding
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
         yield
 
 

@@ -67,8 +67,7 @@ def command(*arguments, module="main"):
 
 def environment(devices=1):
     """Of a command, with the compilation cache of the tests."""
-    flags = "--xla_backend_optimization_level=0"  # compiles in half the time
-    return {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
+    return {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
 
 
 def run(*arguments, module="main", devices=1, cwd=ROOT):

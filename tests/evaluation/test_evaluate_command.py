@@ -21,6 +21,9 @@ from isnet_jax.input.pipeline import EvalBatch
 
 CONFIG = """
 from isnet_jax import config
+from isnet_jax.models import isnet, resnet
+
+isnet.HEAD_CHANNELS, resnet.PLANES = 128, 16  # as the fixture tiny_network
 
 def get_config(backbone="resnet18"):
     c = config.default(backbone)
@@ -39,7 +42,7 @@ def get_config(backbone="resnet18"):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tiny_network, tmp_path_factory):
     """A directory with config.py, a checkpoint of random weights, and twelve images of three sizes."""
     place = tmp_path_factory.mktemp("evaluate")
     rng = np.random.default_rng(0)

@@ -11,7 +11,7 @@ from isnet_jax.evaluation.inference import predict, sliding_window
 from isnet_jax.models import losses
 from isnet_jax.models.isnet import BACKBONES
 
-DEEP = ("resnet101", "resnet152", "resnest101", "resnest200")
+SLOW = tuple(name for name in BACKBONES if name not in ("resnet18", "resnest50"))
 
 
 def padded_with_garbage(images, shape, seed=0):
@@ -23,12 +23,12 @@ def padded_with_garbage(images, shape, seed=0):
     return padded, np.array([image.shape[:2] for image in images])
 
 
-@pytest.mark.parametrize("backbone", slow_if(BACKBONES, DEEP))
+@pytest.mark.parametrize("backbone", slow_if(BACKBONES, SLOW))
 def test_isnet_ignores_padding(backbone, x64):
     model, variables = network(backbone, shortcut=backbone in ("resnet18", "resnest50"))
     variables = cast(variables, np.float64)
     images = [weights.image(*size).astype(np.float64)[0] for size in ((41, 57), (52, 31))]
-    images = images[:1] if backbone in DEEP else images
+    images = images[:1] if backbone in SLOW else images
     forward = jax.jit(lambda variables, x, size: model.apply(variables, x, valid_size=size))
     padded_images, sizes = padded_with_garbage(images, (64, 72))
     padded = forward(variables, padded_images, sizes)

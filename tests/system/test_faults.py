@@ -30,7 +30,7 @@ from isnet_jax.input import pipeline
 from isnet_jax.runtime import sharding
 from isnet_jax.training.loop import train_and_evaluate
 
-pytestmark = pytest.mark.usefixtures("tiny_network")
+pytestmark = pytest.mark.usefixtures("tiny_network", "one_device")
 
 STEPS = 12  # of a run here
 FIELDS = {"train.epochs": STEPS // 2, "run.eval_every_epochs": 4, "run.keep_checkpoints": 2}

@@ -21,20 +21,12 @@ from isnet_jax.errors import UserError
 from isnet_jax.runtime import sharding
 from isnet_jax.training.loop import train_and_evaluate
 
-pytestmark = pytest.mark.usefixtures("tiny_network")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def two_devices():
-    """A mesh of two: eight copies of the weights would only cost time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:2]))
-        yield
+pytestmark = pytest.mark.usefixtures("tiny_network", "one_device")
 
 
 @pytest.fixture(scope="module")
-def finished(camvid, tiny_network, tmp_path_factory):
-    """A run of 6 steps (2 an epoch) on two devices, with a moving average; it prepares its data set itself."""
+def finished(camvid, tiny_network, one_device, tmp_path_factory):
+    """A run of 6 steps (2 an epoch), with a moving average; it prepares its data set itself."""
     workdir = tmp_path_factory.mktemp("run") / "small"
     unprepared = camvid[0], tmp_path_factory.mktemp("data")
     result = train_and_evaluate(small_config(unprepared, **{"train.ema_decay": 0.5}), workdir)
@@ -106,7 +98,7 @@ def test_training_starts_from_pretrained_weights(finished, camvid, tmp_path):
 
 
 def test_main_command_trains_evaluates_and_resumes(camvid, tmp_path):
-    arguments = ["--config=configs/camvid.py:resnet18", f"--workdir={tmp_path}/w", *overrides(camvid)]
+    arguments = ["--config=tests/tiny_camvid.py:resnet18", f"--workdir={tmp_path}/w", *overrides(camvid)]
     code, out, err = run(*arguments, "--config.train.epochs=1")
     assert code == 0, err
     assert err == ""  # quiet: no library noise
@@ -161,7 +153,8 @@ def test_main_reports_a_mistake_in_one_paragraph(mistake, tmp_path):
         ("train.pretrained", "/nonexistent.pth", "/nonexistent.pth"),
     ],
 )
-def test_run_reports_mistakes_found_with_the_data(camvid, tmp_path, field, value, pattern):
+def test_run_reports_mistakes_found_with_the_data(camvid, tmp_path, field, value, pattern, monkeypatch):
+    monkeypatch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:2]))
     with pytest.raises(UserError, match=pattern):
         train_and_evaluate(small_config(camvid, **{field: value}), tmp_path / "w")
 

@@ -96,6 +96,7 @@ def test_processes_equal_one_process(count, devices, mesh, camvid, single, tmp_p
     assert (tmp_path / "run" / "predictions.png").exists()
 
 
+@pytest.mark.slow
 def test_run_resumes_on_other_devices_and_processes(camvid, single, tmp_path):
     """One device, then 2 processes of two in strips, then 4 devices: the same run to rounding."""
     for epochs, count, devices, mesh in ((1, 1, 1, "auto"), (2, 2, 2, "data=2,spatial=2"), (2, 1, 4, "data=4")):
@@ -114,7 +115,7 @@ def test_run_resumes_on_other_devices_and_processes(camvid, single, tmp_path):
     assert_same_run(single, tmp_path / "run")
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_signal_to_one_process_stops_all_after_the_same_step(count, camvid, tmp_path):
     """In a new run, and in a resumed one, after evaluations."""
     words = command(*arguments(camvid, tmp_path / "run", **{"train.epochs": 200, "run.checkpoint_every_steps": 3}))
