@@ -40,6 +40,11 @@ def pytest_xdist_auto_num_workers(config):
     return max(1, min(os.cpu_count(), psutil.virtual_memory().available // (GIB_PER_WORKER * 2**30)))
 
 
+def pytest_collection_modifyitems(items):
+    """Whole runs first: a worker that begins with them last would end alone."""
+    items.sort(key=lambda item: item.path.parent.name != "system")
+
+
 @pytest.fixture
 def x64():
     """float64 inside the test, as before it afterwards."""

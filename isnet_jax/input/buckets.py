@@ -18,12 +18,14 @@ class Buckets(NamedTuple):
     which: np.ndarray  # int (examples,), indices into `sizes`
 
 
-def choose_buckets(sizes: np.ndarray, max_buckets: int, weights: Sequence[float] = (1.0,)) -> Buckets:
+def choose_buckets(
+    sizes: np.ndarray, max_buckets: int, weights: Sequence[float] = (1.0,), bucket_cost: float = 0.0
+) -> Buckets:
     """At most `max_buckets` shape buckets, chosen so that the examples cost little.
 
     sizes: int (examples, D), the D / 2 pairs of (height, width) that an example has, each padded to its own shape.
-    weights (D / 2,): the cost of a pixel of each. Every example takes the cheapest bucket that it fits, and every
-    bucket is as small as its examples allow.
+    weights (D / 2,): the cost of a pixel of each; bucket_cost: that of having a bucket, in the same unit. Every example
+    takes the cheapest bucket that it fits, and every bucket is as small as its examples allow.
     """
     exact, step = np.asarray(sizes), 1
     rounded = exact
@@ -31,14 +33,18 @@ def choose_buckets(sizes: np.ndarray, max_buckets: int, weights: Sequence[float]
         step *= 2
         rounded = -(-exact // step) * step
     distinct, inverse, counts = np.unique(rounded, axis=0, return_inverse=True, return_counts=True)
-    which = _assign(distinct, _merge(distinct, counts, max_buckets, weights), weights)[inverse.reshape(-1)]
+    which = _assign(distinct, _merge(distinct, counts, max_buckets, weights, bucket_cost), weights)[inverse.reshape(-1)]
     buckets = np.stack([exact[which == i].max(0) for i in range(which.max() + 1)])
     order = np.argsort(cost(buckets, weights), kind="stable")
     return Buckets(buckets[order], np.argsort(order)[which])
 
 
-def _merge(distinct: np.ndarray, counts: np.ndarray, max_buckets: int, weights: Sequence[float]) -> np.ndarray:
-    """Buckets (n, D) from the distinct sizes (N, D), by merging the two that add the least cost until few remain.
+def _merge(
+    distinct: np.ndarray, counts: np.ndarray, max_buckets: int, weights: Sequence[float], bucket_cost: float
+) -> np.ndarray:
+    """Buckets (n, D) from the distinct sizes (N, D), by merging the two that add the least cost.
+
+    It ends when few buckets remain, and merging two costs more than a bucket.
 
     counts (N,): the number of examples of each size.
     """
@@ -50,7 +56,7 @@ def _merge(distinct: np.ndarray, counts: np.ndarray, max_buckets: int, weights: 
     buckets, counts = distinct.copy(), counts.astype(float)
     added = merge_costs(buckets[:, None], buckets, counts[:, None], counts)  # (n, n)
     np.fill_diagonal(added, np.inf)
-    while len(buckets) > max_buckets:
+    while len(buckets) > max_buckets or (len(buckets) > 1 and added.min() < bucket_cost):
         a, b = sorted(np.unravel_index(added.argmin(), added.shape))
         buckets[a], counts[a] = np.maximum(buckets[a], buckets[b]), counts[a] + counts[b]
         buckets, counts = np.delete(buckets, b, 0), np.delete(counts, b)

@@ -188,15 +188,20 @@ def eval_sizes(sizes: Sequence[Sequence[int]], config: ConfigDict) -> np.ndarray
 
 
 def eval_plan(
-    sizes: np.ndarray, batch_size: int, max_shape_buckets: int, done: Sequence[int] | np.ndarray = ()
+    sizes: np.ndarray,
+    batch_size: int,
+    max_shape_buckets: int,
+    done: Sequence[int] | np.ndarray = (),
+    bucket_cost: float = 0.0,
 ) -> tuple[list[EvalBatch], Buckets]:
     """Batches in which every example but those `done` (indices) occurs once, and their shape buckets.
 
     sizes: as from `eval_sizes`. There are at most `max_shape_buckets` buckets, and no more than whole batches can fill.
-    The bucket of an example does not depend on `done`.
+    The bucket of an example does not depend on `done`. bucket_cost: what compiling for a bucket costs, in pixels of the
+    network's input.
     """
     max_buckets = min(max_shape_buckets, 1 + len(sizes) // batch_size)
-    chosen = buckets.choose_buckets(sizes, max_buckets, PIXEL_COSTS)
+    chosen = buckets.choose_buckets(sizes, max_buckets, PIXEL_COSTS, bucket_cost)
     todo = np.setdiff1d(np.arange(len(sizes)), done)
     plan = []
     for i, bucket in enumerate(chosen.sizes.tolist()):

@@ -19,11 +19,13 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int, Shaped
 
+from isnet_jax.models.batch_norm import EPSILON, normalize_batch
+
 Array = jax.Array | np.ndarray  # traced or not
 Mask = Shaped[Array, "b _ _ 1"]  # bool, or int: pixels per entry; at the resolution of what it masks
 Sizes = Int[Array, "b 2"]  # (height, width) of each image
 
-EPSILON, MOMENTUM = 1e-5, 0.1  # of batch norm, in PyTorch's sense
+MOMENTUM = 0.1  # of batch norm, in PyTorch's sense
 
 
 def valid_mask(
@@ -135,42 +137,23 @@ class BatchNorm(nn.Module):
     ) -> Float[Array, "*n c"]:
         """x normalised, in its own dtype; `weight` gives the number of pixels each entry stands for."""
         shape, dtype = (x.shape[-1],), jnp.promote_types(x.dtype, jnp.float32)
-        scale = self.param("scale", nn.initializers.ones, shape).astype(dtype)
-        bias = self.param("bias", nn.initializers.zeros, shape).astype(dtype)
+        scale = jnp.asarray(self.param("scale", nn.initializers.ones, shape), dtype)
+        bias = jnp.asarray(self.param("bias", nn.initializers.zeros, shape), dtype)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         num_batches = self.variable("batch_stats", "num_batches_tracked", jnp.zeros, (), jnp.int32)
-        mean, var = running_mean.value.astype(dtype), running_var.value.astype(dtype)
-        if train:
-            mean, var, count = batch_statistics(x.astype(dtype), weight, mean)
-            if not self.is_initializing():
-                unbiased = var * (count / jnp.maximum(count - 1, 1))
-                for running, new in ((running_mean, mean), (running_var, unbiased)):
-                    updated = (1 - MOMENTUM) * running.value + MOMENTUM * new
-                    running.value = updated.astype(running.value.dtype)
-                num_batches.value = num_batches.value + 1
-        y = (x.astype(dtype) - mean) * (lax.rsqrt(var + EPSILON) * scale) + bias
-        return y.astype(x.dtype)
-
-
-def batch_statistics(
-    x: Float[Array, "*n c"], weight: Shaped[Array, "*n 1"] | None, shift: Float[Array, " c"]
-) -> tuple[Float[jax.Array, " c"], Float[jax.Array, " c"], Float[jax.Array, ""]]:
-    """Mean, biased variance and count of x, in one pass over the data.
-
-    Subtracting `shift`, the running mean, changes nothing in exact arithmetic. Once it is close to the mean of the
-    batch, it keeps E[x^2] - E[x]^2 from cancelling in float32.
-    """
-    axes = tuple(range(x.ndim - 1))
-    x = x - lax.stop_gradient(shift)
-    if weight is None:
-        count = jnp.asarray(x.size // x.shape[-1], x.dtype)
-        first, second = x.mean(axes), (x * x).mean(axes)
-    else:
-        weight = weight.astype(x.dtype)
-        count = weight.sum()
-        first, second = (weight * x).sum(axes) / count, (weight * x * x).sum(axes) / count
-    return first + shift, jnp.maximum(second - first * first, 0), count
+        if not train:
+            mean, var = running_mean.value.astype(dtype), running_var.value.astype(dtype)
+            y = (x.astype(dtype) - mean) * (lax.rsqrt(var + EPSILON) * scale) + bias
+            return y.astype(x.dtype)
+        y, (mean, var, count) = normalize_batch(jnp.asarray(x), scale, bias, weight)
+        if not self.is_initializing():
+            unbiased = var * (count / jnp.maximum(count - 1, 1))
+            for running, new in ((running_mean, mean), (running_var, unbiased)):
+                updated = (1 - MOMENTUM) * running.value + MOMENTUM * new
+                running.value = updated.astype(running.value.dtype)
+            num_batches.value = num_batches.value + 1
+        return y
 
 
 class ConvBNAct(nn.Module):

@@ -10,7 +10,6 @@ from typing import Any
 
 import tqdm
 from ml_collections import ConfigDict
-from tensorboardX import SummaryWriter
 
 from isnet_jax.evaluation.results import read_metrics
 from isnet_jax.runtime import distributed
@@ -31,6 +30,8 @@ class Log:
         self._config, self._total_steps = config, total_steps
         self._active = distributed.is_first()
         if self._active:
+            from tensorboardX import SummaryWriter  # takes seconds: it imports PyTorch where that is installed
+
             path = workdir / METRICS_FILE
             if path.exists():
                 rows = [row for row in read_metrics(path) if row["step"] <= first]

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from isnet_jax.evaluation.loop import Evaluator
 from isnet_jax.input import pipeline
 from isnet_jax.input.data import Data, open_data
 from isnet_jax.models.isnet import ISNet, create_model
-from isnet_jax.runtime import distributed, interrupts, sharding
+from isnet_jax.runtime import compilation_cache, distributed, interrupts, sharding
 from isnet_jax.runtime.console import say
 from isnet_jax.runtime.files import atomic_write_text
 from isnet_jax.training.log import Log, has_evaluation
@@ -61,7 +60,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, dic
             run_facts = config.to_dict() | {"train_examples": len(data.training)}
             checkpoints = stack.enter_context(Checkpoints(workdir, run_facts, config.run.keep_checkpoints))
             workdir = checkpoints.workdir
-            enable_compilation_cache()
+            compilation_cache.enable()
             state, shardings = restore_or_init(config, model, optimizer, mesh, checkpoints)
             first = int(state.step)
             announce(config, data, mesh, state)
@@ -125,16 +124,6 @@ def milestones(config: ConfigDict, steps_per_epoch: int, first: int, evaluated: 
         step = min(total_steps, *((step // every + 1) * every for every in (save_every, evaluate_every)))
         last = step == total_steps
         yield Milestone(step, save=last or step % save_every == 0, evaluate=not last and step % evaluate_every == 0)
-
-
-def enable_compilation_cache() -> None:
-    """Keeps compiled programs between runs on accelerators, where compiling takes minutes.
-
-    They are kept in the user's cache: a workdir may come from someone else, and a program is code.
-    """
-    if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "isnet_jax" / "compiled"))
 
 
 def restore_or_init(

@@ -38,6 +38,15 @@ def test_choose_buckets_does_not_pad_few_sizes():
     assert relative_padding(chosen, sizes, WEIGHTS) == 0
 
 
+def test_choose_buckets_merges_what_costs_less_than_a_bucket():
+    sizes = np.array([(100, 100)] * 3 + [(104, 100)] * 3 + [(200, 300)])
+    assert len(buckets.choose_buckets(sizes, 8).sizes) == 3
+    chosen = buckets.choose_buckets(sizes, 8, bucket_cost=1201)  # merging the first two costs 3 x 400 pixels
+    np.testing.assert_array_equal(chosen.sizes, [(104, 100), (200, 300)])
+    assert len(buckets.choose_buckets(sizes, 8, bucket_cost=1200).sizes) == 3
+    assert len(buckets.choose_buckets(sizes, 8, bucket_cost=1e9).sizes) == 1
+
+
 def test_choose_buckets_comes_near_the_best_partition():
     """Compared with all ways to put seven sizes into two buckets."""
     rng = np.random.default_rng(0)

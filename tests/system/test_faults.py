@@ -49,7 +49,11 @@ def undisturbed(camvid, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "number, code, line", [(signal.SIGTERM, 75, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")]
+    "number, code, line",
+    [
+        (signal.SIGTERM, 75, "stopped by SIGTERM"),
+        pytest.param(signal.SIGINT, 130, "interrupted", marks=pytest.mark.slow),
+    ],
 )
 def test_signal_saves_the_step_and_the_run_resumes(number, code, line, camvid, undisturbed, tmp_path):
     started = Started(command(*arguments(camvid, tmp_path / "run", **{"run.checkpoint_every_steps": 100})))
@@ -64,6 +68,7 @@ def test_signal_saves_the_step_and_the_run_resumes(number, code, line, camvid, u
     assert_same_weights(undisturbed, tmp_path / "run", STEPS)
 
 
+@pytest.mark.slow
 def test_signal_while_evaluating_repeats_only_the_evaluation(camvid, undisturbed, tmp_path):
     started = Started(command(*arguments(camvid, tmp_path / "run")))
     started.wait_for("^step +8/")  # which is evaluated
@@ -82,7 +87,8 @@ def _metrics(workdir):
     return read_metrics(workdir / "metrics.jsonl")
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(22, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [2, 22])
 def test_run_killed_at_random_moments_equals_undisturbed(kills, camvid, undisturbed, tmp_path):
     """Starting, restoring, training, saving, evaluating: whatever it is doing."""
     rng, words = random.Random(0), command(*arguments(camvid, tmp_path / "run", **{"run.checkpoint_every_steps": 1}))
@@ -127,6 +133,7 @@ def small_disk(tmp_path):
         subprocess.run(["umount", "--lazy", disk], check=True)
 
 
+@pytest.mark.slow
 def test_full_disk_is_reported_and_the_run_resumes(camvid, undisturbed, small_disk):
     workdir = small_disk / "run"
     code, out, err = run(*arguments(camvid, workdir))

@@ -115,7 +115,8 @@ def test_run_resumes_on_other_devices_and_processes(camvid, single, tmp_path):
     assert_same_run(single, tmp_path / "run")
 
 
-@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
 def test_signal_to_one_process_stops_all_after_the_same_step(count, camvid, tmp_path):
     """In a new run, and in a resumed one, after evaluations."""
     words = command(*arguments(camvid, tmp_path / "run", **{"train.epochs": 200, "run.checkpoint_every_steps": 3}))
@@ -150,6 +151,7 @@ def test_death_of_a_process_stops_the_rest_and_the_run_resumes(camvid, single, t
     again.process.kill()
 
 
+@pytest.mark.slow
 def test_evaluation_in_processes_equals_one_process(camvid, single, tmp_path):
     flags = [
         "--config=tests/tiny_camvid.py:resnet18",

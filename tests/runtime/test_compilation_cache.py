@@ -1,0 +1,34 @@
+"""Where compiled programs are kept."""
+
+import jax
+import pytest
+
+from isnet_jax.runtime import compilation_cache
+
+
+@pytest.fixture
+def no_directory():
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_programs_are_kept_in_the_users_cache_by_kind_of_cpu(no_directory, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compilation_cache.enable()
+    expected = tmp_path / "isnet_jax" / f"compiled-{compilation_cache.cpu_kind()}"
+    assert jax.config.jax_compilation_cache_dir == str(expected)
+
+
+def test_programs_of_an_accelerator_share_one_directory(no_directory, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    compilation_cache.enable()
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "isnet_jax" / "compiled")
+
+
+def test_a_directory_that_jax_was_told_stays(no_directory, tmp_path):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    compilation_cache.enable()
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path)
