@@ -18,13 +18,13 @@ def class_tokens(feats: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     feats (B, C, N), logits (B, K, N).
     """
     wins = F.one_hot(logits.argmax(1), logits.shape[1]).transpose(1, 2).bool()  # (B, K, N)
-    weights = logits.float().masked_fill(~wins, -torch.inf).softmax(-1).nan_to_num(0)  # NaN: a class without pixels
+    weights = _at_least_float32(logits).masked_fill(~wins, -torch.inf).softmax(-1).nan_to_num(0)  # NaN: no pixels
     return torch.einsum("bcn,bkn->bck", feats, weights.to(feats.dtype)), wins.sum(-1)
 
 
 def project_tokens(projection: nn.Sequential, tokens: Tensor, counts: Tensor) -> Tensor:
     """conv-BN-act layers on tokens (B, C, K), each of which stands for `counts` (B, K) pixels in batch norm."""
-    x, weight = tokens[..., None], counts[:, None, :, None].float()
+    x, weight = tokens[..., None], _at_least_float32(counts[:, None, :, None])
     for layer in projection:
         if isinstance(layer, nn.Sequential):
             x = project_tokens(layer, x[..., 0], counts)[..., None]
@@ -35,8 +35,12 @@ def project_tokens(projection: nn.Sequential, tokens: Tensor, counts: Tensor) ->
     return x[..., 0]
 
 
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _weighted_batch_norm(norm: nn.BatchNorm2d, x: Tensor, weight: Tensor) -> Tensor:
-    total, y = weight.sum(), x.float()
+    total, y = weight.sum(), _at_least_float32(x)
     mean = (weight * y).sum((0, 2, 3)) / total
     y = y - mean[:, None, None]
     var = (weight * y * y).sum((0, 2, 3)) / total
@@ -82,7 +86,7 @@ class SemanticLevelContext(torch_isnet.SemanticLevelContext):
         tokens, counts = class_tokens(feats.flatten(2), logits.flatten(2))
         query = net.query_project(feats).flatten(2)
         key, value = (project_tokens(x, tokens, counts) for x in (net.key_project, net.value_project))
-        context = _attend(query, key, value, counts.float().log())
+        context = _attend(query, key, value, counts.to(torch.promote_types(feats.dtype, torch.float32)).log())
         context = net.out_project(context.unflatten(2, feats.shape[2:]))
         return self.bottleneck(torch.cat([image_context, context], 1))
 

@@ -1,7 +1,7 @@
 """ISNet's three cross entropies (paper, section 3.4), without logits at full resolution.
 
-Bilinear resizing and cross entropy are fused and computed for one block of output rows at a time; the backward pass
-rematerialises each block. Memory grows with one block, not with H x W x K.
+Bilinear resizing, cross entropy and its gradient are fused and computed for one block of output rows at a time. Memory
+grows with one block, not with H x W x K; only the gradient, of the logits' own resolution, is kept.
 """
 
 from collections.abc import Mapping
@@ -18,6 +18,7 @@ WEIGHTS = {"auxiliary": 0.4, "stage1": 0.4, "stage2": 1.0}
 BLOCK_ROWS = 32  # output rows per block
 
 
+@jax.named_scope("losses")
 def resized_cross_entropy(
     logits: Float[Array, "b h w k"], labels: Integer[Array, "b h2 w2"]
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
@@ -25,28 +26,76 @@ def resized_cross_entropy(
 
     Returns its sum over the pixels that are not ignored, and their number.
     """
+    return _summed_loss(jnp.asarray(logits), jnp.asarray(labels)), jnp.asarray(labels != IGNORED).sum()
+
+
+@jax.custom_vjp
+def _summed_loss(logits, labels):
+    rows, columns, label_blocks = _blocks(logits, labels)
+
+    def add_block(total, block):
+        x = _resize_block(logits, block[0], columns)
+        return total + _block_loss(x, block[1])[0], None
+
+    return lax.scan(add_block, jnp.zeros((), logits.dtype), (rows, label_blocks))[0]
+
+
+def _forward(logits, labels):
+    """The loss and its gradient, the probabilities minus the labels, from the same resized block."""
+    rows, columns, label_blocks = _blocks(logits, labels)
+
+    def add_block(totals, block):
+        (total, grad), (block_rows, block_labels) = totals, block
+        x = _resize_block(logits, block_rows, columns)
+        loss, normalizer = _block_loss(x, block_labels)
+        x_grad = jnp.exp(x - normalizer[..., None]) - _is_label(block_labels, x)
+        x_grad = jnp.where((block_labels != IGNORED)[..., None], x_grad, 0)
+        x_grad = jnp.einsum("cw,brck->brwk", columns, x_grad, precision=precision(x.dtype))
+        return (
+            total + loss,
+            grad + jnp.einsum("rh,brwk->bhwk", block_rows, x_grad, precision=precision(x.dtype)),
+        ), None
+
+    start = jnp.zeros((), logits.dtype), jnp.zeros_like(logits)
+    return lax.scan(add_block, start, (rows, label_blocks))[0]
+
+
+def _backward(grad, total_grad):
+    return grad * total_grad, None
+
+
+_summed_loss.defvjp(_forward, _backward)
+
+
+def _block_loss(x: Array, labels: Array) -> tuple[Array, Array]:
+    """The sum of the cross entropies of a block, and the logarithm of each pixel's summed exponentials."""
+    normalizer = jax.nn.logsumexp(x, axis=-1)
+    # A comparison instead of a gather: one pass over x.
+    picked = jnp.where(_is_label(labels, x), x, 0).sum(-1)
+    return jnp.where(labels != IGNORED, normalizer - picked, 0).sum(), normalizer
+
+
+def _blocks(logits: Array, labels: Array) -> tuple[Array, Array, Array]:
+    """Weights of the rows (blocks, block, h) and of the columns (W, w), and labels (blocks, B, block, W)."""
     (height, width), dtype = labels.shape[1:], logits.dtype
     rows = interpolation_matrix(height, logits.shape[1], height, logits.shape[1], dtype)  # (H, h)
-    columns = interpolation_matrix(width, logits.shape[2], width, logits.shape[2], dtype)  # (W, w)
+    columns = interpolation_matrix(width, logits.shape[2], width, logits.shape[2], dtype)
     block = min(BLOCK_ROWS, height)
     num_blocks = -(-height // block)
     extra = num_blocks * block - height
     rows = jnp.pad(rows, ((0, extra), (0, 0))).reshape(num_blocks, block, -1)
     padded = jnp.pad(labels.astype(jnp.int32), ((0, 0), (0, extra), (0, 0)), constant_values=IGNORED)
-    padded = padded.reshape(-1, num_blocks, block, width).swapaxes(0, 1)  # (blocks, B, block, W)
+    return rows, columns, padded.reshape(-1, num_blocks, block, width).swapaxes(0, 1)
 
-    @jax.checkpoint
-    def add_block(total, rows_and_labels):
-        block_rows, block_labels = rows_and_labels
-        x = jnp.einsum("rh,bhwk->brwk", block_rows, logits, precision=precision(dtype))
-        x = jnp.einsum("cw,brwk->brck", columns, x, precision=precision(dtype))
-        # A comparison instead of a gather: one pass over x, and no scatter in the gradient.
-        picked = jnp.where(block_labels[..., None] == jnp.arange(x.shape[-1]), x, 0).sum(-1)
-        loss = jax.nn.logsumexp(x, axis=-1) - picked
-        return total + jnp.where(block_labels != IGNORED, loss, 0).sum(), None
 
-    total, _ = lax.scan(add_block, jnp.zeros((), dtype), (rows, padded))
-    return total, jnp.asarray(labels != IGNORED).sum()
+def _resize_block(logits: Array, block_rows: Array, columns: Array) -> Array:
+    """The logits (B, block, W, K) of a block of rows."""
+    x = jnp.einsum("rh,bhwk->brwk", block_rows, logits, precision=precision(logits.dtype))
+    return jnp.einsum("cw,brwk->brck", columns, x, precision=precision(logits.dtype))
+
+
+def _is_label(labels: Array, x: Array) -> Array:
+    return labels[..., None] == jnp.arange(x.shape[-1])
 
 
 def isnet_losses(

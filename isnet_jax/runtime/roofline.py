@@ -14,6 +14,7 @@ from jax import lax
 
 PASSES = {lax.Precision.HIGH: 3, lax.Precision.HIGHEST: 6}  # bfloat16 passes of a float32 product on a TPU; else 1
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
+_COPIES = "copy", "transpose", "reshape"
 _SLICES = "slice", "dynamic-slice", "gather"
 _BITS = {"pred": 8, "c64": 64, "c128": 128, "token": 0}  # the names of other types hold their number of bits
 _FREE = {
@@ -118,7 +119,7 @@ class Traffic(NamedTuple):
 
     bytes: int | None  # read from and written to main memory; None: not known
     collectives: dict[str, tuple[int, int]]  # {kind: (count, bytes)}, the larger of input and output
-    cycles: int | None  # XLA's estimate for a TPU, all instructions in sequence; 0: there is none
+    cycles: Mapping[str, int]  # XLA's estimate for a TPU by name of operation, or else kind; in sequence; may be empty
 
 
 def traffic(hlo: str) -> Traffic:
@@ -129,7 +130,8 @@ def traffic(hlo: str) -> Traffic:
     count the HLO does not give counts once.
     """
     computations, entry = _parse(hlo)
-    num_bytes, cycles = 0, 0
+    num_bytes = 0
+    cycles: dict[str, int] = {}
     collectives: dict[str, tuple[int, int]] = {}
     for name, runs in _run_counts(computations, entry).items():
         body = computations[name]
@@ -142,7 +144,9 @@ def traffic(hlo: str) -> Traffic:
                 collectives[kind] = count + runs, total + runs * size
             num_bytes += runs * _bytes_moved(instruction, body, computations)
             if found := re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes):
-                cycles += runs * int(found[1])
+                operation = re.search(r'op_name="([^"]*)"', instruction.attributes)
+                name = operation[1] if operation and kind not in (*COLLECTIVES, *_COPIES) else kind
+                cycles[name] = cycles.get(name, 0) + runs * int(found[1])
     return Traffic(num_bytes, collectives, cycles)
 
 

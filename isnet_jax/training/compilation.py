@@ -21,6 +21,7 @@ from isnet_jax.evaluation.loop import make_eval_step
 from isnet_jax.input.resizing import target_size
 from isnet_jax.models.isnet import ISNet, create_model
 from isnet_jax.runtime import console, roofline, sharding
+from isnet_jax.training import time_estimate
 from isnet_jax.training.step import TrainState, init_state, make_optimizer, make_schedule, make_train_step
 
 PROGRAMS = "train", "evaluate"
@@ -48,7 +49,7 @@ class ProgramCost(NamedTuple):
     collectives: dict[str, tuple[int, int]]  # {kind: (count, bytes)}
     compute_seconds: float | None  # at the chip's peak
     memory_seconds: float | None
-    estimated_seconds: float | None  # by XLA's own model
+    seconds_by_part: dict[str, float]  # by XLA's own model; empty where it has none
     compile_seconds: float
     thorough: bool  # compiled as in a run; if not, the traffic is above that of a run
 
@@ -56,6 +57,11 @@ class ProgramCost(NamedTuple):
     def fits(self) -> bool:
         """Whether the device has enough memory, as far as its capacity is known."""
         return self.capacity is None or self.wanted <= self.capacity
+
+    @property
+    def estimated_seconds(self) -> float | None:
+        """The sum over all parts."""
+        return sum(self.seconds_by_part.values()) or None
 
     @property
     def step_seconds(self) -> float | None:
@@ -94,6 +100,9 @@ def report(
     )
     costs = check(config, devices, programs, image_size, full)
     console.say(f"\nper device and step\n{table(costs)}\n")
+    estimates = [(cost.name, cost.seconds_by_part) for cost in costs if cost.seconds_by_part]
+    if estimates:
+        console.say(f"{time_estimate.table(estimates)}\n")
     faults = [advice(cost, config, chip, len(devices)) for cost in costs if not cost.fits]
     if faults:
         raise UserError(" ".join(faults))
@@ -230,7 +239,7 @@ def _compile(program: _Program, mesh: Mesh, full: bool) -> ProgramCost:
     flops = roofline.count_flops(traced.jaxpr.jaxpr).times(1 / mesh.size)
     thorough = full or device.platform != "tpu"
     lowered, began = traced.lower(), time.perf_counter()
-    memory, traffic = {}, roofline.Traffic(None, {}, None)
+    memory, traffic = {}, roofline.Traffic(None, {}, {})
     try:
         with console.no_native_noise():
             compiled = _call_in_thread(lambda: lowered.compile({} if thorough else LOWEST_EFFORT))
@@ -253,7 +262,7 @@ def _compile(program: _Program, mesh: Mesh, full: bool) -> ProgramCost:
         collectives=traffic.collectives,
         compute_seconds=chip and flops.passes / chip.flops,
         memory_seconds=chip and traffic.bytes and traffic.bytes / chip.bandwidth,
-        estimated_seconds=traffic.cycles * chip.cycle if chip and traffic.cycles and thorough else None,
+        seconds_by_part=time_estimate.seconds_by_part(traffic.cycles, chip.cycle) if chip and thorough else {},
         compile_seconds=time.perf_counter() - began,
         thorough=thorough,
     )

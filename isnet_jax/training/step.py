@@ -87,9 +87,10 @@ def train_step(
     each image, (top, left, height, width). Photometric distortion and dropout draw from (seed, step).
     """
     photometric_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
-    images = batch["image"] if mesh is None else sharding.shard_images(batch["image"], mesh)
-    images = photometry.distort(photometric_key, images) if photometric else images
-    images = photometry.normalize(images, batch["window"])
+    with jax.named_scope("images"):
+        images = batch["image"] if mesh is None else sharding.shard_images(batch["image"], mesh)
+        images = photometry.distort(photometric_key, images) if photometric else images
+        images = photometry.normalize(images, batch["window"])
 
     def loss_fn(params):
         if mesh:  # gathers sharded parameters layer by layer; their gradients are scattered again
@@ -105,11 +106,13 @@ def train_step(
         return losses["total"], (losses, updated["batch_stats"])
 
     grads, (losses, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    with jax.named_scope("optimizer"):
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
     metrics = {**losses, "grad_norm": optax.global_norm(grads), "lr": schedule(state.step)}
     state = state.replace(
         step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
+        params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
     )

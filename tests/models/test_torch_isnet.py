@@ -16,6 +16,7 @@ from isnet_jax.models import losses
 
 torch = pytest.importorskip("torch")
 torch_isnet = load_module(ROOT / "benchmarks" / "torch_isnet.py")
+torch_fast = pytest.importorskip("benchmarks.torch_fast")
 
 DEEP = ("resnet101", "resnet152", "resnest101", "resnest200")
 
@@ -148,3 +149,29 @@ def test_isnet_of_other_depths_equals_torch(backbone, x64):
         [wanted_losses[name].numpy() for name in ("aux", "stage1", "stage2", "total")],
         1e-9,
     )
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_fast_network_computes_the_same(train):
+    """benchmarks/torch_fast.py, to which benchmarks.compare_torch compares: outputs, gradients, running statistics."""
+    nets = []
+    for module in (torch_isnet, torch_fast):
+        net = module.ISNet("resnet18", 5, dropout=0.0)
+        net.load_state_dict(
+            {name: torch.from_numpy(weights.tensor(name, tuple(x.shape))) for name, x in net.state_dict().items()}
+        )
+        nets.append(net.double().train(train))
+    images = torch.from_numpy(weights.image(33, 41, batch=2).transpose(0, 3, 1, 2).copy()).double()
+    labels = torch.from_numpy(weights.labels(33, 41, 5, batch=2))
+    outputs = [net(images) for net in nets]
+    if not train:
+        outputs = [dict(zip(("stage2", "stage1"), pair)) for pair in outputs]
+    for name, wanted in outputs[0].items():
+        assert (outputs[1][name] - wanted).abs().max() <= 1e-9 * wanted.abs().max(), name
+    if train:
+        for output in outputs:
+            torch_isnet.losses(output, labels)["total"].backward()
+        for (name, parameter), fast in zip(nets[0].named_parameters(), nets[1].parameters()):
+            assert (fast.grad - parameter.grad).norm() <= 1e-8 * max(parameter.grad.norm(), 1e-3), name
+        for (name, buffer), fast in zip(nets[0].named_buffers(), nets[1].buffers()):
+            assert (fast - buffer).abs().max() <= 1e-9 * max(buffer.abs().max(), 1), name

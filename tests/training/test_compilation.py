@@ -16,7 +16,7 @@ from paths import ROOT
 from isnet_jax import compile_check, config, create_model
 from isnet_jax.errors import UserError
 from isnet_jax.runtime import roofline
-from isnet_jax.training import compilation
+from isnet_jax.training import compilation, time_estimate
 
 LIBTPU = importlib.util.find_spec("libtpu")
 
@@ -144,7 +144,33 @@ def test_traffic_of_a_known_hlo():
     iteration = (4000 + 4) + 4000  # it reads the slice and the counter, and writes the sum of on-chip data
     gather, scatter, copy, negate = 4000 + 4000, 2 * 2000 + 1000 + 20, 2000, 2000
     assert found.bytes == 5 * iteration + gather + scatter + copy + negate
-    assert found.cycles == 5 * 50 + 7
+    assert sum(found.cycles.values()) == 5 * 50 + 7
+
+
+def test_time_estimate_assigns_operations_to_parts():
+    cycles = {
+        "copy": 10,
+        "all-reduce": 5,
+        "jit(train_step)/jvp(ISNet)/backbone/layer3_0/conv2/conv/conv_general_dilated": 20,
+        "jit(train_step)/transpose(jvp(ISNet))/backbone/layer3_0/conv2/bn/reduce_sum": 30,
+        "jit(train_step)/jvp(ISNet)/semantic_level_context/query1/conv/dot_general": 4,
+        "jit(train_step)/transpose(jvp(losses))/while/body/dot_general": 40,
+        "jit(train_step)/add": 1,
+    }
+    parts = time_estimate.seconds_by_part(cycles, 0.5)
+    assert parts == {
+        "copies and layout changes": 5.0,
+        "collectives": 2.5,
+        "losses": 20.0,
+        "batch norm": 15.0,
+        "stage 3": 10.0,
+        "semantic-level context": 2.0,
+        "everything else": 0.5,
+    }
+    lines = time_estimate.table([("train", parts)]).splitlines()
+    assert (
+        lines[0].split()[-2:] == ["train", "share"] and "losses" in lines[3] and lines[3].endswith("20000.00  36.4 %")
+    )
 
 
 def test_wanted_bytes_reads_xlas_out_of_memory_errors():
@@ -180,7 +206,7 @@ def cost_of(name="train", temporaries=30, rest=2, **fields):
         collectives={},
         compute_seconds=0.012,
         memory_seconds=0.1,
-        estimated_seconds=None,
+        seconds_by_part={},
         compile_seconds=60,
         thorough=True,
     )
