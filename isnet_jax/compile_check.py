@@ -7,8 +7,9 @@ usage: python -m isnet_jax.compile_check --config=FILE[:BACKBONE] [--topology=v5
                 `pip install libtpu`; by default the devices of this machine
   --programs    train, evaluate, or both, separated by a comma (default)
   --image_size  size of the photographs to evaluate (default: the largest that config.test allows)
-  --full        compiles as a run does, which takes 5 to 20 times as long. Without it XLA compiles with its lowest
-                effort: the memory is right to a tenth, but a run keeps more in on-chip memory and moves less
+  --full        compiles as a run does, which takes 5 to 20 times as long, and reports where XLA expects the time to
+                go. Without it XLA compiles with its lowest effort: the memory is right to a tenth, but a run keeps
+                more in on-chip memory and moves less
 
 The programs are those of isnet_jax.main, with one image size for evaluation. Exit code 1 if one of them does not fit.
 """

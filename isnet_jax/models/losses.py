@@ -33,31 +33,31 @@ def resized_cross_entropy(
 def _summed_loss(logits, labels):
     rows, columns, label_blocks = _blocks(logits, labels)
 
-    def add_block(total, block):
+    def add_block(totals, block):
         x = _resize_block(logits, block[0], columns)
-        return total + _block_loss(x, block[1])[0], None
+        return totals + _block_loss(x, block[1])[0], None
 
-    return lax.scan(add_block, jnp.zeros((), logits.dtype), (rows, label_blocks))[0]
+    return lax.scan(add_block, jnp.zeros(len(logits), logits.dtype), (rows, label_blocks))[0].sum()
 
 
 def _forward(logits, labels):
     """The loss and its gradient, the probabilities minus the labels, from the same resized block."""
     rows, columns, label_blocks = _blocks(logits, labels)
 
-    def add_block(totals, block):
-        (total, grad), (block_rows, block_labels) = totals, block
+    def add_block(state, block):
+        (totals, grad), (block_rows, block_labels) = state, block
         x = _resize_block(logits, block_rows, columns)
         loss, normalizer = _block_loss(x, block_labels)
         x_grad = jnp.exp(x - normalizer[..., None]) - _is_label(block_labels, x)
         x_grad = jnp.where((block_labels != IGNORED)[..., None], x_grad, 0)
         x_grad = jnp.einsum("cw,brck->brwk", columns, x_grad, precision=precision(x.dtype))
-        return (
-            total + loss,
-            grad + jnp.einsum("rh,brwk->bhwk", block_rows, x_grad, precision=precision(x.dtype)),
-        ), None
+        x_grad = jnp.einsum("rh,brwk->bhwk", block_rows, x_grad, precision=precision(x.dtype))
+        return (totals + loss, grad + x_grad), None
 
-    start = jnp.zeros((), logits.dtype), jnp.zeros_like(logits)
-    return lax.scan(add_block, start, (rows, label_blocks))[0]
+    # Sums of each image: a sum over the batch would wait for all devices, block by block.
+    start = jnp.zeros(len(logits), logits.dtype), jnp.zeros_like(logits)
+    (totals, grad), _ = lax.scan(add_block, start, (rows, label_blocks))
+    return totals.sum(), grad
 
 
 def _backward(grad, total_grad):
@@ -68,11 +68,11 @@ _summed_loss.defvjp(_forward, _backward)
 
 
 def _block_loss(x: Array, labels: Array) -> tuple[Array, Array]:
-    """The sum of the cross entropies of a block, and the logarithm of each pixel's summed exponentials."""
+    """The summed cross entropy of each image (B,), and the log of the summed exponentials of each pixel."""
     normalizer = jax.nn.logsumexp(x, axis=-1)
     # A comparison instead of a gather: one pass over x.
     picked = jnp.where(_is_label(labels, x), x, 0).sum(-1)
-    return jnp.where(labels != IGNORED, normalizer - picked, 0).sum(), normalizer
+    return jnp.where(labels != IGNORED, normalizer - picked, 0).sum((1, 2)), normalizer
 
 
 def _blocks(logits: Array, labels: Array) -> tuple[Array, Array, Array]:
