@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from isnet_jax.runtime import console
 
 # The first pattern that the name of an operation matches. Names are the path of modules, as in
-# jit(train_step)/transpose(jvp(ISNet))/backbone/layer3_0/conv2/bn/reduce_sum.
+# jit(train_step)/transpose(jvp(ISNet))/backbone/layer3_0/conv2/bn/reduce_sum, or, with rematerialisation,
+# .../backbone/checkpoint/layer3_0/conv2/...
 PARTS = {
     "copies and layout changes": r"^(copy|transpose|reshape)",
     "collectives": r"^(all-|reduce-scatter|collective-)",
     "losses": r"\blosses\b",
     "batch norm": r"/bn/",
-    "stem": r"backbone/(stem|.*max_pool|.*reduce_window|.*select_and)",
-    **{f"stage {i}": rf"backbone/layer{i}_" for i in range(1, 5)},
+    **{f"stage {i}": rf"\blayer{i}_" for i in range(1, 5)},
+    "stem": r"\bbackbone\b",
     "image-level context": r"image_level_context",
     "semantic-level context": r"semantic_level_context",
     "heads": r"ISNet",

@@ -173,6 +173,20 @@ def test_time_estimate_assigns_operations_to_parts():
     )
 
 
+@pytest.mark.parametrize(
+    "name, part",
+    [
+        ("backbone/jvp(ISNet)/backbone/checkpoint/layer4_1/conv1/conv/conv_general_dilated", "stage 4"),
+        ("backbone/jvp(ISNet)/backbone/checkpoint/backbone.stem/stem2/conv/conv_general_dilated", "stem"),
+        ("backbone/layer2_0/reduce_window_sum", "stage 2"),  # ResNeSt's pooling
+        ("backbone/select_and_scatter", "stem"),
+        ("auxiliary_head/conv/conv_general_dilated", "heads"),
+    ],
+)
+def test_time_estimate_knows_rematerialised_blocks_and_pooling(name, part):
+    assert time_estimate.part_of(f"jit(train_step)/transpose(jvp(ISNet))/{name}") == part
+
+
 def test_wanted_bytes_reads_xlas_out_of_memory_errors():
     wanted = compilation.wanted_bytes
     assert (
