@@ -44,9 +44,8 @@ def _merge(
 ) -> np.ndarray:
     """Buckets (n, D) from the distinct sizes (N, D), by merging the two that add the least cost.
 
-    It ends when few buckets remain, and merging two costs more than a bucket.
-
-    counts (N,): the number of examples of each size.
+    It ends when few buckets remain, and merging two costs more than a bucket. counts (N,): the number of examples of
+    each size.
     """
 
     def merge_costs(a, b, count_a, count_b):

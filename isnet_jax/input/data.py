@@ -15,7 +15,7 @@ from isnet_jax.input.records import Records
 from isnet_jax.runtime import sharding
 
 # Pixels that a CPU evaluates in the time that it compiles for a shape bucket: 2.5 s, at 4 s for 512x512 (ResNet-50).
-# On accelerators, compiled programs are kept, and every evaluation of a run gains from less padding.
+# It tips the balance for few images only. On accelerators config.test.max_shape_buckets alone decides.
 CPU_COMPILATION = 160_000
 
 
@@ -30,10 +30,10 @@ class Data:
         self.evaluation: Records = pipeline.open_split(builder, config.data.eval_split)
         self.image_names, *sides = zip(*metadata["examples"][config.data.eval_split])
         self.eval_sizes = pipeline.eval_sizes(np.stack(sides, axis=1).tolist(), config)
-        self.on_cpu = mesh.devices.flat[0].platform == "cpu"
-        # A CPU computes an image as fast alone as in a batch; elsewhere, no batch has more rows than there are images.
-        batch_size = 1 if self.on_cpu else min(config.test.batch_size, len(self.evaluation))
+        on_cpu = mesh.devices.flat[0].platform == "cpu"  # which computes an image as fast alone as in a batch
+        batch_size = 1 if on_cpu else min(config.test.batch_size, len(self.evaluation))
         self.eval_batch_size = sharding.round_up_batch_size(batch_size, mesh)
+        self._bucket_cost = CPU_COMPILATION if on_cpu else 0
 
     @functools.cached_property
     def training(self) -> Records:
@@ -52,8 +52,8 @@ class Data:
 
     def eval_plan(self, done: np.ndarray | tuple = ()) -> tuple[list[pipeline.EvalBatch], Buckets]:
         """Batches in which every example but those `done` (indices) occurs once, and their shape buckets."""
-        max_buckets, bucket_cost = self.config.test.max_shape_buckets, CPU_COMPILATION if self.on_cpu else 0
-        return pipeline.eval_plan(self.eval_sizes, self.eval_batch_size, max_buckets, done, bucket_cost)
+        max_buckets = self.config.test.max_shape_buckets
+        return pipeline.eval_plan(self.eval_sizes, self.eval_batch_size, max_buckets, done, self._bucket_cost)
 
 
 def open_data(config: ConfigDict, mesh: Mesh) -> Data:

@@ -31,13 +31,7 @@ def resized_cross_entropy(
 
 @jax.custom_vjp
 def _summed_loss(logits, labels):
-    rows, columns, label_blocks = _blocks(logits, labels)
-
-    def add_block(totals, block):
-        x = _resize_block(logits, block[0], columns)
-        return totals + _block_loss(x, block[1])[0], None
-
-    return lax.scan(add_block, jnp.zeros(len(logits), logits.dtype), (rows, label_blocks))[0].sum()
+    return _forward(logits, labels)[0]  # XLA drops the gradient where nothing uses it
 
 
 def _forward(logits, labels):
@@ -46,13 +40,16 @@ def _forward(logits, labels):
 
     def add_block(state, block):
         (totals, grad), (block_rows, block_labels) = state, block
-        x = _resize_block(logits, block_rows, columns)
-        loss, normalizer = _block_loss(x, block_labels)
-        x_grad = jnp.exp(x - normalizer[..., None]) - _is_label(block_labels, x)
-        x_grad = jnp.where((block_labels != IGNORED)[..., None], x_grad, 0)
+        x = jnp.einsum("rh,bhwk->brwk", block_rows, logits, precision=precision(logits.dtype))
+        x = jnp.einsum("cw,brwk->brck", columns, x, precision=precision(x.dtype))
+        # A comparison instead of a gather: one pass over x.
+        is_label, counts = block_labels[..., None] == jnp.arange(x.shape[-1]), block_labels != IGNORED
+        normalizer = jax.nn.logsumexp(x, axis=-1)
+        loss = jnp.where(counts, normalizer - jnp.where(is_label, x, 0).sum(-1), 0)
+        x_grad = jnp.where(counts[..., None], jnp.exp(x - normalizer[..., None]) - is_label, 0)
         x_grad = jnp.einsum("cw,brck->brwk", columns, x_grad, precision=precision(x.dtype))
         x_grad = jnp.einsum("rh,brwk->bhwk", block_rows, x_grad, precision=precision(x.dtype))
-        return (totals + loss, grad + x_grad), None
+        return (totals + loss.sum((1, 2)), grad + x_grad), None
 
     # Sums of each image: a sum over the batch would wait for all devices, block by block.
     start = jnp.zeros(len(logits), logits.dtype), jnp.zeros_like(logits)
@@ -67,14 +64,6 @@ def _backward(grad, total_grad):
 _summed_loss.defvjp(_forward, _backward)
 
 
-def _block_loss(x: Array, labels: Array) -> tuple[Array, Array]:
-    """The summed cross entropy of each image (B,), and the log of the summed exponentials of each pixel."""
-    normalizer = jax.nn.logsumexp(x, axis=-1)
-    # A comparison instead of a gather: one pass over x.
-    picked = jnp.where(_is_label(labels, x), x, 0).sum(-1)
-    return jnp.where(labels != IGNORED, normalizer - picked, 0).sum((1, 2)), normalizer
-
-
 def _blocks(logits: Array, labels: Array) -> tuple[Array, Array, Array]:
     """Weights of the rows (blocks, block, h) and of the columns (W, w), and labels (blocks, B, block, W)."""
     (height, width), dtype = labels.shape[1:], logits.dtype
@@ -86,16 +75,6 @@ def _blocks(logits: Array, labels: Array) -> tuple[Array, Array, Array]:
     rows = jnp.pad(rows, ((0, extra), (0, 0))).reshape(num_blocks, block, -1)
     padded = jnp.pad(labels.astype(jnp.int32), ((0, 0), (0, extra), (0, 0)), constant_values=IGNORED)
     return rows, columns, padded.reshape(-1, num_blocks, block, width).swapaxes(0, 1)
-
-
-def _resize_block(logits: Array, block_rows: Array, columns: Array) -> Array:
-    """The logits (B, block, W, K) of a block of rows."""
-    x = jnp.einsum("rh,bhwk->brwk", block_rows, logits, precision=precision(logits.dtype))
-    return jnp.einsum("cw,brwk->brck", columns, x, precision=precision(logits.dtype))
-
-
-def _is_label(labels: Array, x: Array) -> Array:
-    return labels[..., None] == jnp.arange(x.shape[-1])
 
 
 def isnet_losses(
