@@ -9,16 +9,22 @@ import jax
 
 
 def enable() -> None:
-    """Keeps compiled programs in the user's cache, unless JAX is told another place; to be called before compiling.
+    """Keeps compiled programs in the user's cache, if there is one and JAX is told no other place.
 
-    Not in the workdir, which may come from someone else: a program is code. Programs for a CPU may use all of its
-    instructions, so that each kind of CPU has a directory of its own.
+    To be called before compiling. A workdir would not do: it may come from someone else, and a program is code.
+    Programs for a CPU may use all of its instructions, so that each kind of CPU has a directory of its own.
     """
     if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     kind = f"-{cpu_kind()}" if jax.default_backend() == "cpu" else ""
-    jax.config.update("jax_compilation_cache_dir", str(home / "isnet_jax" / f"compiled{kind}"))
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        directory = home / "isnet_jax" / f"compiled{kind}"
+        directory.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # the user has no home, or one that cannot be written, as in many containers
+        return
+    if os.access(directory, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(directory))
 
 
 def cpu_kind() -> str:

@@ -32,3 +32,17 @@ def test_a_directory_that_jax_was_told_stays(no_directory, tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     compilation_cache.enable()
     assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+
+
+def test_no_program_is_kept_without_a_home(no_directory, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    compilation_cache.enable()
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(compilation_cache.Path, "home", no_home)
+    compilation_cache.enable()
+    assert jax.config.jax_compilation_cache_dir is None
