@@ -11,13 +11,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.accelerator_jax import count_image_flops
 from benchmarks.compare_work import LEARNING_RATE, STEPS, best_rate, load_batch, logits_sample
 from benchmarks.reference import random_variables
 from isnet_jax import config as configs
 from isnet_jax import create_model
 from isnet_jax.input import photometry
 from isnet_jax.models.isnet import ISNet
-from isnet_jax.runtime import roofline, sharding
+from isnet_jax.runtime import sharding
 from isnet_jax.training.step import make_optimizer, make_schedule, make_train_step, state_from_variables
 
 
@@ -68,15 +69,6 @@ def measure_forward(model: ISNet, images: np.ndarray) -> dict[str, Any]:
     return {"seconds": seconds[1:], "compile_seconds": compile_seconds, "result": result}
 
 
-def count_flops(model: ISNet, shape: tuple[int, int, int], work: str) -> float:
-    """FLOPs of the network's products and convolutions: of the forward pass, or three times as many in training."""
-    train = work == "train"
-    forward = partial(model.apply, train=train, mutable=["batch_stats"])
-    variables = jax.eval_shape(partial(random_variables, model))
-    jaxpr = jax.make_jaxpr(forward)(variables, np.zeros((*shape, 3), np.float32))
-    return roofline.count_flops(jaxpr).model * (3 if train else 1)
-
-
 def _main() -> None:
     spec = json.loads(sys.argv[1])
     fields = {"backbone": spec["backbone"], "num_classes": spec["classes"], "dtype": spec["dtype"], "dropout": 0.0}
@@ -92,7 +84,7 @@ def _main() -> None:
         "versions": {"jax": jax.__version__},
         "peak_gib": peak / 2**30,
         "matrix_rate": rate,
-        "flops": count_flops(model, images.shape[:3], spec["work"]),
+        "flops": len(images) * count_image_flops(model, random_variables(model), spec["size"], spec["work"] == "train"),
     }
     Path(sys.argv[2]).write_text(json.dumps(measured))
 

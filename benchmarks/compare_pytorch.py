@@ -11,20 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import torch_fast, torch_isnet
+from benchmarks import torch_isnet
+from benchmarks.compare_evaluation_torch import MEAN, STD, create_network
 from benchmarks.compare_work import LEARNING_RATE, STEPS, best_rate, load_batch, logits_sample
-from benchmarks.reference import weights
-from isnet_jax.input.photometry import MEAN, STD
-
-
-def create_network(spec: dict[str, Any], device: str) -> torch.nn.Module:
-    """The network of the variant, with the weights that ours has too."""
-    module = torch_isnet if spec["variant"] == "loop" else torch_fast
-    net = module.ISNet(spec["backbone"], spec["classes"], dropout=0.0)
-    state_dict = {name: torch.from_numpy(weights.tensor(name, tuple(x.shape))) for name, x in net.state_dict().items()}
-    net.load_state_dict(state_dict)
-    layout = torch.contiguous_format if spec["variant"] == "loop" else torch.channels_last
-    return net.to(device, memory_format=layout)
 
 
 def measure(call: Callable[[], Any], device: str) -> tuple[list[float], list[Any], float]:
@@ -44,7 +33,7 @@ def run(spec: dict[str, Any], device: str) -> dict[str, Any]:
     net = create_network(spec, device).train(spec["work"] == "train")
     forward = torch.compile(net) if spec["variant"] == "compiled" else net
     images, labels = load_batch(spec)
-    images = (images.astype(np.float32) - np.float32(MEAN)) / np.float32(STD)
+    images = (images.astype(np.float32) - MEAN) / STD
     images = torch.from_numpy(images).permute(0, 3, 1, 2)  # channels_last
     images = (images.contiguous() if spec["variant"] == "loop" else images).to(device)
     labels = torch.from_numpy(labels).to(device)

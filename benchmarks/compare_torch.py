@@ -17,6 +17,7 @@ either framework.
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -43,26 +44,37 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work", choices=("train", "forward", "evaluate"), default="train")
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--size", type=_size, default=(512, 512), metavar="HxW")
-    parser.add_argument("--classes", type=int, default=150)
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--classes", type=_count, default=150)
+    parser.add_argument("--batch", type=_count, default=1)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--turns", type=_count, default=2)
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser.parse_args(words)
 
 
 def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    return int(height), int(width)
+    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} must be height x width, as in 512x683")
+    return int(found[1]), int(found[2])
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,4}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number from 1")
+    return int(text)
 
 
 def run_side(side: str, spec: dict[str, Any], folder: Path, turn: int) -> dict[str, Any]:
     """What the side measured, in a process of its own; {"error": its last line} if it failed."""
     module, variant = SIDES[side]
     if spec["work"] == "evaluate":
-        if side == "ours":
-            return compare_evaluation.measure_ours(spec, folder, turn)
-        return compare_evaluation.measure_theirs({**spec, "variant": variant}, folder)
+        try:
+            if side == "ours":
+                return compare_evaluation.measure_ours(spec, folder, turn)
+            return compare_evaluation.measure_theirs({**spec, "variant": variant}, folder)
+        except RuntimeError as error:
+            return {"error": str(error)}
     output = folder / f"{side}.json"
     words = [sys.executable, "-m", module, json.dumps({**spec, "variant": variant}), str(output)]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
