@@ -9,7 +9,6 @@ import os
 import re
 import runpy
 import sys
-import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from absl import flags
 
-from isnet_jax.errors import UserError, printable
+from isnet_jax.errors import UserError, paragraph
 from isnet_jax.runtime import interrupts
 
 if TYPE_CHECKING:
@@ -49,13 +48,13 @@ def run(
         with interrupts.interruptible():
             main(config, flags.FLAGS, *args)
     except UserError as error:
-        print(_paragraph(error), file=sys.stderr)
+        print(paragraph(error), file=sys.stderr)
         distributed = sys.modules.get("isnet_jax.runtime.distributed")  # imports JAX, which not every command does
         if distributed:
             distributed.exit_without_barrier(error.code)
         sys.exit(error.code)
     except flags.Error as error:
-        print(f"{_paragraph(error)}\n\n{(usage or '').strip()}", file=sys.stderr)
+        print(f"{paragraph(error)}\n\n{(usage or '').strip()}", file=sys.stderr)
         sys.exit(USAGE_EXIT_CODE)
     except (KeyboardInterrupt, interrupts.StopRequested):
         interrupts.exit_now()
@@ -134,11 +133,6 @@ def _parse_command_line(
 def _exit_on_broken_pipe() -> NoReturn:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
     sys.exit(BROKEN_PIPE_EXIT_CODE)
-
-
-def _paragraph(error: Exception) -> str:
-    text = printable(f"error: {error}".replace("\n", " "))
-    return textwrap.fill(text, 110, break_long_words=False, break_on_hyphens=False)
 
 
 def _config_argument(argv: Sequence[str]) -> str:

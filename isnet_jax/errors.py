@@ -1,6 +1,7 @@
 """UserError, the one exception for mistakes that the user can correct, and texts for its messages."""
 
 import contextlib
+import textwrap
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -18,6 +19,12 @@ class UserError(Exception):
 def printable(text: str) -> str:
     """`text` with its control characters escaped: a file name may hold terminal escape sequences."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def paragraph(error: Exception) -> str:
+    """What a command prints on stderr where it ends with `error`."""
+    text = printable(f"error: {error}".replace("\n", " "))
+    return textwrap.fill(text, 110, break_long_words=False, break_on_hyphens=False)
 
 
 @contextlib.contextmanager

@@ -21,11 +21,10 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from isnet_jax.errors import UserError
-from isnet_jax.runtime import console, interrupts
+from isnet_jax.errors import UserError, paragraph
+from isnet_jax.runtime import console, heartbeat, interrupts
 
 FIELDS = "coordinator", "num_processes", "process_id"
-HEARTBEAT_SECONDS = 30  # a process silent for this long counts as dead, and all others stop
 CONNECT_SECONDS = 300
 WAIT_NOTICE_SECONDS = 10  # after which a process says that it waits for the others
 
@@ -111,7 +110,7 @@ def _connect(coordinator: str | None, num_processes: int | None, process_id: int
             coordinator,
             num_processes,
             process_id,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            heartbeat_timeout_seconds=3 * heartbeat.SECONDS,  # then JAX aborts this process
             initialization_timeout=CONNECT_SECONDS,
         )
         barrier("joined")
@@ -208,7 +207,21 @@ def process_group(flag_values: Any, resume_hint: str) -> Iterator[None]:
 
     resume_hint: where the same command resumes. Raises PeerLost if another process is gone.
     """
+
+    def peer_lost(reason: str) -> PeerLost:
+        return PeerLost(
+            "Another process of this run has died or can no longer be reached (its own message says why; here: "
+            f"{reason}). Run the same command again on all hosts: it resumes {resume_hint}."
+        )
+
+    def stop(silent: list[int]) -> None:
+        lost = peer_lost(f"nothing from process {', '.join(map(str, silent))} for {heartbeat.SECONDS} s")
+        print(paragraph(lost), file=sys.stderr)
+        exit_without_barrier(PeerLost.code)
+
     initialize(flag_values)
+    if not is_single_process():
+        heartbeat.watch(stop)
     try:
         yield
     except (KeyboardInterrupt, interrupts.StopRequested):
@@ -221,10 +234,6 @@ def process_group(flag_values: Any, resume_hint: str) -> Iterator[None]:
         if is_single_process() or interrupts.stop_requested():  # a library may turn the interrupt into its own error
             raise
         if is_peer_failure(error):
-            raise PeerLost(
-                "Another process of this run has died or can no longer be reached (its own message says why; here: "
-                f"{str(error).strip().splitlines()[0][:200]}). Run the same command again on all hosts: it resumes "
-                f"{resume_hint}."
-            ) from error
+            raise peer_lost(str(error).strip().splitlines()[0][:200]) from error
         traceback.print_exc()
         exit_without_barrier(1)

@@ -104,7 +104,7 @@ class CommandLines(Reader):
         from absl import flags
         from ml_collections import config_flags
 
-        from isnet_jax import cli, config
+        from isnet_jax import cli, config, errors
 
         flag_values, cli_flags, sys_argv = flags.FlagValues(), cli.flags, sys.argv
         argv = sys.argv = ["main", f"--config={self.folder / 'config.py'}", *args]
@@ -115,6 +115,6 @@ class CommandLines(Reader):
             cli._parse_flags(argv, 0)
             config.check(config_flag.value)
         except flags.Error as error:
-            raise Refused(" ".join(cli._paragraph(error).split())[:1000]) from None
+            raise Refused(" ".join(errors.paragraph(error).split())[:1000]) from None
         finally:
             cli.flags, sys.argv = cli_flags, sys_argv

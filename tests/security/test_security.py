@@ -17,7 +17,7 @@ from paths import ROOT
 from PIL import Image
 from readers import Checkpoints, Evaluations, Prepared, Progress
 
-from isnet_jax import cli, datasets
+from isnet_jax import datasets, errors
 from isnet_jax.checkpoints import manager
 from isnet_jax.errors import UserError
 from isnet_jax.evaluation import prediction_files, record, results
@@ -250,5 +250,5 @@ def test_templates_mark_no_text_as_safe():
 
 
 def test_messages_escape_terminal_sequences():
-    text = cli._paragraph(UserError("/data/\x1b[2J\x07evil\u202e\r.png is damaged.\nMend it."))
+    text = errors.paragraph(UserError("/data/\x1b[2J\x07evil\u202e\r.png is damaged.\nMend it."))
     assert text.isprintable() and "\\x1b[2J" in text and "\\u202e" in text and text.startswith("error: /data/")
