@@ -18,7 +18,7 @@ from isnet_jax import config as configs
 from isnet_jax import create_model
 from isnet_jax.input import photometry
 from isnet_jax.models.isnet import ISNet
-from isnet_jax.runtime import sharding
+from isnet_jax.runtime import compiler, sharding
 from isnet_jax.training.step import make_optimizer, make_schedule, make_train_step, state_from_variables
 
 
@@ -58,7 +58,10 @@ def measure_forward(model: ISNet, images: np.ndarray) -> dict[str, Any]:
     """Seconds of each forward pass after the first, and some of its logits."""
     images, variables = jax.device_put((photometry.normalize(images), random_variables(model)))
     start = time.perf_counter()
-    forward = jax.jit(lambda variables, images: model.apply(variables, images)["logits"])
+    forward = jax.jit(
+        lambda variables, images: model.apply(variables, images)["logits"],
+        compiler_options=compiler.options(sharding.make_mesh(devices=jax.devices()[:1])),
+    )
     forward = forward.lower(variables, images).compile()
     compile_seconds, seconds = time.perf_counter() - start, []
     for _ in range(1 + STEPS):

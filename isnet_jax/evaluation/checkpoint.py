@@ -23,7 +23,7 @@ from isnet_jax.evaluation.record import EvaluationRecord
 from isnet_jax.input import pipeline
 from isnet_jax.input.data import Data, open_data
 from isnet_jax.models.isnet import create_model
-from isnet_jax.runtime import compilation_cache, distributed, sharding
+from isnet_jax.runtime import compiler, distributed, sharding
 from isnet_jax.runtime.console import say
 
 MEMORY_ADVICE = "lower config.test.batch_size, or set config.model.dtype=bfloat16"
@@ -39,7 +39,7 @@ def evaluate_checkpoint(
     """
     if not checkpoint.exists():
         raise UserError(f"--checkpoint={checkpoint} does not exist; give a run's workdir or a .pth file.")
-    compilation_cache.enable()
+    compiler.enable_cache()
     mesh = sharding.make_mesh(config.mesh)
     data = open_data(config, mesh)
     model, settings = create_model(config.model), inference_settings(config, setting == "tta")

@@ -17,7 +17,7 @@ from isnet_jax.evaluation.metrics import confusion_matrices, pixel_counts, score
 from isnet_jax.input.photometry import normalize
 from isnet_jax.labels import IGNORED
 from isnet_jax.models.isnet import ISNet
-from isnet_jax.runtime import distributed, sharding
+from isnet_jax.runtime import compiler, distributed, sharding
 from isnet_jax.runtime.interrupts import StopRequested
 
 if TYPE_CHECKING:  # they import TensorFlow
@@ -79,6 +79,7 @@ def make_eval_step(
         static_argnums=2,
         in_shardings=(replicated, sharded),
         out_shardings={"predictions": sharded, **counts},
+        compiler_options=compiler.options(mesh),
     )
 
 

@@ -23,7 +23,7 @@ from isnet_jax.input import buckets, decoding
 from isnet_jax.input.photometry import normalize
 from isnet_jax.input.resizing import resize, target_size, use_one_opencv_thread
 from isnet_jax.models.isnet import ISNet, create_model
-from isnet_jax.runtime import compilation_cache, sharding
+from isnet_jax.runtime import compiler, sharding
 from isnet_jax.runtime.threads import map_in_order
 
 OUTPUT_COST = 0.02  # of a pixel of the prediction, relative to a pixel of the network's input
@@ -121,7 +121,7 @@ class Predictor:
 
     def __init__(self, config: ConfigDict, model: ISNet, variables: Mapping[str, Any], settings: Mapping[str, Any]):
         """settings: keyword arguments of `inference.score_maps`."""
-        compilation_cache.enable()
+        compiler.enable_cache()
         self._test = config.test
         self.mesh: Mesh = sharding.make_mesh()
         use_one_opencv_thread()
@@ -133,7 +133,12 @@ class Predictor:
             )
             return inference.predict_classes(maps, output_shape, batch["output_size"])
 
-        self._step = jax.jit(step, static_argnums=2, out_shardings=sharding.batch_sharding(self.mesh))
+        self._step = jax.jit(
+            step,
+            static_argnums=2,
+            out_shardings=sharding.batch_sharding(self.mesh),
+            compiler_options=compiler.options(self.mesh),
+        )
 
     def __call__(
         self, tasks: Sequence[Task], on_failure: Callable[[UserError], None]

@@ -20,7 +20,7 @@ from isnet_jax.evaluation.loop import Evaluator
 from isnet_jax.input import pipeline
 from isnet_jax.input.data import Data, open_data
 from isnet_jax.models.isnet import ISNet, create_model
-from isnet_jax.runtime import compilation_cache, distributed, interrupts, sharding
+from isnet_jax.runtime import compiler, distributed, interrupts, sharding
 from isnet_jax.runtime.console import say
 from isnet_jax.runtime.files import atomic_write_text
 from isnet_jax.training.log import Log, has_evaluation
@@ -60,7 +60,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, dic
             run_facts = config.to_dict() | {"train_examples": len(data.training)}
             checkpoints = stack.enter_context(Checkpoints(workdir, run_facts, config.run.keep_checkpoints))
             workdir = checkpoints.workdir
-            compilation_cache.enable()
+            compiler.enable_cache()
             state, shardings = restore_or_init(config, model, optimizer, mesh, checkpoints)
             first = int(state.step)
             announce(config, data, mesh, state)

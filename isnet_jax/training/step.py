@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from isnet_jax.input import photometry
 from isnet_jax.models.isnet import ISNet
 from isnet_jax.models.losses import isnet_losses
-from isnet_jax.runtime import sharding
+from isnet_jax.runtime import compiler, sharding
 
 Variables = Mapping[str, Any]  # {"params", "batch_stats"}
 Metrics = dict[str, Float[Array, ""]]
@@ -151,4 +151,5 @@ def make_train_step(
         donate_argnums=0,
         in_shardings=(state_shardings, sharding.batch_sharding(mesh)),
         out_shardings=(state_shardings, sharding.replicated(mesh)),
+        compiler_options=compiler.options(mesh),
     )

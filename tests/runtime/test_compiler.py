@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from isnet_jax.runtime import compilation_cache
+from isnet_jax.runtime import compiler, sharding
 
 
 @pytest.fixture
@@ -16,33 +16,44 @@ def no_directory():
 
 def test_programs_are_kept_in_the_users_cache_by_kind_of_cpu(no_directory, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    compilation_cache.enable()
-    expected = tmp_path / "isnet_jax" / f"compiled-{compilation_cache.cpu_kind()}"
+    compiler.enable_cache()
+    expected = tmp_path / "isnet_jax" / f"compiled-{compiler.cpu_kind()}"
     assert jax.config.jax_compilation_cache_dir == str(expected)
 
 
 def test_programs_of_an_accelerator_share_one_directory(no_directory, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    compilation_cache.enable()
+    compiler.enable_cache()
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "isnet_jax" / "compiled")
 
 
 def test_a_directory_that_jax_was_told_stays(no_directory, tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-    compilation_cache.enable()
+    compiler.enable_cache()
     assert jax.config.jax_compilation_cache_dir == str(tmp_path)
 
 
 def test_no_program_is_kept_without_a_home(no_directory, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    compilation_cache.enable()
+    compiler.enable_cache()
 
     def no_home():
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(compilation_cache.Path, "home", no_home)
-    compilation_cache.enable()
+    monkeypatch.setattr(compiler.Path, "home", no_home)
+    compiler.enable_cache()
     assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_options_are_for_cpus_whose_compiler_knows_them(monkeypatch):
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    options = compiler.options(mesh)
+    assert options
+    jax.jit(lambda x: x + 1, compiler_options=options)(1)
+    monkeypatch.setattr(compiler, "_CPU_OPTIONS", {"xla_cpu_option_of_another_version": "1"})
+    compiler._are_known.cache_clear()
+    assert compiler.options(mesh) == {}
+    compiler._are_known.cache_clear()
