@@ -2,7 +2,7 @@
 
 usage: python -m benchmarks.accelerator [options], from the repository's root
 
-  --output=FILE  results, written after every measurement (benchmarks/accelerator.json; with --quick in /tmp)
+  --output=FILE  results, written after every measurement (docs/performance/accelerator.json; with --quick in /tmp)
   --seconds=N    starts no measurement after N seconds (420), ends one after N + 30, and lists the rest as skipped
   --resume       keeps the results in FILE and measures only what was skipped or failed
   --table_only   measures nothing, only writes the tables in docs/performance.md from FILE
@@ -27,7 +27,7 @@ from types import ModuleType
 from typing import Any
 
 from benchmarks import accelerator_table
-from benchmarks.paths import ROOT
+from benchmarks.paths import RESULTS
 from benchmarks.recipes import RECIPES
 from isnet_jax.runtime.files import atomic_write_text
 
@@ -97,7 +97,7 @@ def save(results: dict[str, Any], path: Path) -> None:
 
 def main(output: Path | None, seconds: float, resume: bool, table_only: bool, quick: bool) -> None:
     """Runs the command with the flags of the usage."""
-    output = output or Path(tempfile.gettempdir() if quick else ROOT / "benchmarks") / "accelerator.json"
+    output = output or Path(tempfile.gettempdir() if quick else RESULTS) / "accelerator.json"
     if table_only:
         return accelerator_table.write(json.loads(output.read_text()))
     installed = {package.metadata["Name"]: package.version for package in importlib.metadata.distributions()}

@@ -4,10 +4,10 @@ usage: python -m benchmarks.compile_table [--rows=REGEX] [--minutes=N] [--table_
 
   --rows        only rows whose name matches, such as 'cityscapes.*float32'
   --minutes     starts no compilation after N minutes (60); all rows take about an hour on two cores
-  --table_only  compiles nothing, only writes the tables from benchmarks/compile_table.json
+  --table_only  compiles nothing, only writes the tables from docs/performance/compile_table.json
 
-Needs libtpu (`pip install libtpu`), but no TPU. Each row is saved in benchmarks/compile_table.json once it is compiled,
-and the same command resumes with the missing rows. The tables go into docs/performance.md.
+Needs libtpu (`pip install libtpu`), but no TPU. Each row is saved in docs/performance/compile_table.json once it is
+compiled, and the same command resumes with the missing rows. The tables go into docs/performance.md.
 """
 
 import gc
@@ -21,7 +21,7 @@ import jax
 from absl import flags
 
 from benchmarks import docs
-from benchmarks.paths import ROOT
+from benchmarks.paths import RESULTS
 from benchmarks.recipes import RECIPES, load_config
 from isnet_jax import cli
 from isnet_jax.runtime.console import aligned, say
@@ -29,7 +29,7 @@ from isnet_jax.runtime.files import atomic_write_text
 from isnet_jax.training import compilation
 from isnet_jax.training.compilation import ProgramCost
 
-FILE = ROOT / "benchmarks/compile_table.json"
+FILE = RESULTS / "compile_table.json"
 COLUMNS = "images,dtype,slice,effort,GiB,of,TFLOP,GB,ms,images/s,XLA ms,MB,MiB,s".split(",")
 
 
@@ -74,7 +74,7 @@ def write_tables(rows: dict[str, dict[str, Any]]) -> None:
         if len(lines) > 1:
             section = docs.Section(f"compile_{program}")
             section.say(aligned(lines))
-            section.write()
+            section.write(None)
 
 
 def _cells(cost: ProgramCost, dtype: str, topology: str, effort: str) -> list[str]:

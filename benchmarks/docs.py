@@ -1,10 +1,13 @@
 """Writes generated text between the markers of a Markdown file, `<!-- name:begin -->` and `<!-- name:end -->`."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from benchmarks.paths import PERFORMANCE
+from benchmarks.paths import PERFORMANCE, RESULTS
 from isnet_jax.runtime.console import say
+from isnet_jax.runtime.files import atomic_write_text
 
 
 def replace_section(text: str, name: str, content: str) -> str:
@@ -39,6 +42,8 @@ class Section:
         say(text)
         self.lines += text.splitlines()
 
-    def write(self) -> None:
-        """Writes the section as a code block."""
+    def write(self, raw: dict[str, Any] | None) -> None:
+        """Writes the section as a code block, and the raw numbers, if any, as docs/performance/NAME.json."""
         write_section(PERFORMANCE, self.name, as_code(self.lines))
+        if raw is not None:
+            atomic_write_text(RESULTS / f"{self.name}.json", json.dumps(raw, indent=1) + "\n")

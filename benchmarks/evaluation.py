@@ -163,13 +163,17 @@ def _main(config: ConfigDict, flag_values: Any) -> None:
         ],
     ]
     section.say(f"\n{aligned(rows)}")
+    different = int(np.abs(buckets.confusion - single.confusion).sum() // 2)
     largest = f", with margins of their best score of at most {margins.max():.1e}" if len(margins) else ""
     section.say(
         f"\n{len(margins)} of {sizes[:, 2:].prod(1).sum()} pixels are predicted differently{largest}; "
-        f"{np.abs(buckets.confusion - single.confusion).sum() // 2} counts of the confusion matrix differ"
+        f"{different} counts of the confusion matrix differ"
     )
     if flag_values.write:
-        section.write()
+        raw = {"images": count, "padding_percent": padding, "pixels_that_differ": len(margins)}
+        for name, result in ("one at a time", single), ("in shape buckets", buckets):
+            raw[name] = {"compilations": result.compilations, "seconds": result.seconds}
+        section.write(raw)
 
 
 def _define_flags() -> None:

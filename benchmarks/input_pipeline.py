@@ -5,17 +5,19 @@ usage: python -m benchmarks.input_pipeline --config=configs/ade20k.py [--seconds
 
   --config   a recipe whose data is prepared, or to be prepared from config.data.source
   --seconds  duration of the measurement (60)
-  --write    writes the result into docs/performance.md
+  --write    writes the result into docs/performance.md, and its raw numbers
 
 Both run on the same core, alternately, and only the CPU time of the process counts. The ratio is therefore meaningful
 on a machine under other load. The official recipe makes normalised float32 images. The input pipeline makes uint8
-images, because photometric distortion and normalisation are part of the train step, on the accelerator.
+images, because photometric distortion and normalisation are part of the train step, on the accelerator. Then the input
+pipeline runs alone, in a process of its own, on one core and on all, by the clock.
 """
 
+import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -26,8 +28,10 @@ from ml_collections import ConfigDict
 from benchmarks import docs, opencv_recipe
 from isnet_jax import cli, datasets
 from isnet_jax.input.records import Records
+from isnet_jax.runtime.console import aligned
 
 TURNS = 6  # of the official recipe and the input pipeline
+GPUS, GOAL, H100_FLOPS = 8, 0.45, 989e12  # a usual host, its share of the peak (dense bfloat16, SXM)
 
 
 class Stopwatch:
@@ -116,8 +120,7 @@ def measure_rates(source: Records, config: ConfigDict, seconds: float) -> list[t
     """Images per second of the official recipe and of the input pipeline, in turns of `seconds` each."""
     from isnet_jax.input import pipeline
 
-    config.train.global_batch_size = batch_size = min(config.train.global_batch_size, len(source))
-    rates = []
+    rates, batch_size = [], config.train.global_batch_size
     with pipeline.train_batches(source, config, 0, 10**9) as batches:
         pipeline_rate(batches, batch_size, seconds / 2)  # fills the buffers
         for turn in range(TURNS):
@@ -126,14 +129,64 @@ def measure_rates(source: Records, config: ConfigDict, seconds: float) -> list[t
     return rates
 
 
-def _main(config: ConfigDict, flag_values: Any) -> None:
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, cores[:1])  # before TensorFlow is imported and counts the cores
+def clock_rate(cores: Sequence[int], config: ConfigDict, seconds: float, rates: Any) -> None:
+    """Puts the images per second of the input pipeline on `cores` into the queue `rates`; for a process of its own."""
+    os.sched_setaffinity(0, cores)  # before TensorFlow is imported and counts the cores
     cv2.setNumThreads(1)
+    from isnet_jax.input import pipeline
+
+    source = open_source(config)
+    batch_size = config.train.global_batch_size
+    with pipeline.train_batches(source, config, 0, 10**9) as batches:
+        for _ in range(8):  # fills the buffers
+            next(batches)
+        start, done = time.perf_counter(), 0
+        while time.perf_counter() < start + seconds:
+            next(batches)
+            done += batch_size
+        rates.put(done / (time.perf_counter() - start))
+
+
+def scaling(config: ConfigDict, cores: Sequence[int], seconds: float) -> dict[int, float]:
+    """{number of cores: images per second of the input pipeline}, for one core and for all."""
+    context = multiprocessing.get_context("spawn")
+    rates, queue = {}, context.Queue()
+    for count in dict.fromkeys((1, len(cores))):
+        process = context.Process(target=clock_rate, args=(cores[:count], config, seconds, queue))
+        process.start()
+        rates[count] = queue.get()
+        process.join()
+    return rates
+
+
+def needed_rate(config: ConfigDict) -> tuple[float, float]:
+    """TFLOP of a training image, and the images per second that eight H100 take at GOAL of their bfloat16 rate."""
+    import jax
+
+    from benchmarks.accelerator_jax import count_image_flops
+    from isnet_jax import create_model
+
+    model = create_model(config.model)
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32)))
+    flops = count_image_flops(model, variables, tuple(config.augment.crop_size), True)
+    return flops * 1e-12, GPUS * GOAL * H100_FLOPS / flops
+
+
+def open_source(config: ConfigDict) -> Records:
+    """The training split; the batch becomes smaller where the data set is."""
     from isnet_jax.input import pipeline
 
     builder = datasets.load(config.data.name, config.data.data_dir, config.data.source, config.data.folder)
     source = pipeline.open_split(builder, config.data.train_split)
+    config.train.global_batch_size = min(config.train.global_batch_size, len(source))
+    return source
+
+
+def _main(config: ConfigDict, flag_values: Any) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[:1])  # before TensorFlow is imported and counts the cores
+    cv2.setNumThreads(1)
+    source = open_source(config)
     sample = [source[i] for i in range(min(len(source), 500))]
     height, width = (round(float(np.mean([example[side] for example in sample]))) for side in ("height", "width"))
     section = docs.Section("input")
@@ -155,8 +208,24 @@ def _main(config: ConfigDict, flag_values: Any) -> None:
         f"ratio                           {statistics.median(ratios):7.2f} (median of {TURNS} turns, "
         f"{ratios[0]:.2f} to {ratios[-1]:.2f})"
     )
+    by_cores = scaling(config, cores, 3 * seconds)
+    rows = [["cores", "images/s by the clock"], *([f"{count}", f"{rate:.1f}"] for count, rate in by_cores.items())]
+    section.say(f"\n{aligned(rows)}")
+    tflop, needed = needed_rate(config)
+    section.say(
+        f"\na host of {GPUS} H100 that train {config.model.backbone} at {100 * GOAL:.0f} % of their bfloat16 rate take "
+        f"{needed:,.0f} images/s ({tflop:.2f} TFLOP each): {needed / ours:.1f} cores like this one"
+    )
     if flag_values.write:
-        section.write()
+        section.write(
+            {
+                "images": len(source),
+                "turns": [{"official": a, "ours": b} for a, b in rates],
+                "images_per_second_by_cores": by_cores,
+                "tflop_per_image": tflop,
+                "images_per_second_needed": needed,
+            }
+        )
 
 
 def _define_flags() -> None:

@@ -1,0 +1,174 @@
+"""How the cost of a step grows with image area, classes, batch and devices, on this machine's CPU.
+
+usage: python -m benchmarks.growth [--backbone=resnet50] [--quick] [--write]
+
+  --quick  toy sizes, in a minute or two
+  --write  writes docs/performance.md, its raw numbers and its plot
+
+Seconds are the shortest of three steps. Memory is what the compiled program asks for (XLA's temporaries), per device.
+An exponent of 1 is linear growth: 2 would be quadratic, 0 constant. It is fitted over all points; "at the end" is that
+between the two largest. Several devices share the cores of one CPU, so that only their memory, operations and exchange
+are looked at; the batch is the same for all of them.
+"""
+
+import argparse
+import itertools
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+
+import jax
+import numpy as np
+
+from benchmarks import docs
+from benchmarks.paths import IMAGES
+from benchmarks.reference import random_variables
+from benchmarks.workload import LEARNING_RATE, random_batch
+from isnet_jax import config as configs
+from isnet_jax.evaluation.loop import make_eval_step
+from isnet_jax.models.isnet import create_model
+from isnet_jax.runtime import roofline, sharding
+from isnet_jax.runtime.console import aligned
+from isnet_jax.training.step import make_optimizer, make_schedule, make_train_step, state_from_variables
+
+PROGRAMS = "train", "evaluate"
+QUANTITIES = {"seconds": "s", "memory": "GiB", "flops": "TFLOP", "exchanged": "GB"}
+SCALES = {"seconds": 1, "memory": 2**-30, "flops": 1e-12, "exchanged": 1e-9}
+
+
+def axes(quick: bool) -> dict[str, list[tuple[int, dict[str, Any]]]]:
+    """For each axis its points: (position, arguments of `measure`)."""
+    side, classes = (32, (19, 150)) if quick else (256, (19, 60, 150, 400, 1000))
+    half = side // 2
+    sizes = [(half, half), (half, side), (side, side), (side, 2 * side), (2 * side, 2 * side), (2 * side, 4 * side)]
+    small = {"size": (half, half), "batch": 8}
+    counts = (1, 2, 4, 8)
+    return {
+        "area": [(height * width, {"size": (height, width)}) for height, width in sizes[: 3 if quick else None]],
+        "classes": [(count, {"size": (side, side), "classes": count}) for count in classes],
+        "batch": [(count, {**small, "batch": count}) for count in counts],
+        "devices": [(count, {**small, "devices": count}) for count in counts],
+    }
+
+
+def measure(
+    backbone: str, program: str, size: tuple[int, int], classes: int = 150, batch: int = 1, devices: int = 1
+) -> dict[str, float]:
+    """Seconds of a step in float32, and per device its bytes of memory, FLOPs and bytes exchanged."""
+    config = configs.default(backbone)
+    config.model.num_classes, config.augment.crop_size = classes, size
+    config.train.base_lr = config.train.min_lr = LEARNING_RATE
+    mesh, model = sharding.make_mesh(devices=jax.devices()[:devices]), create_model(config.model)
+    images, labels = random_batch(size, batch, min(classes, 255))
+    variables = random_variables(model)
+    if program == "train":
+        window = np.tile(np.array([0, 0, *size], np.int32), (batch, 1))
+        schedule = make_schedule(config.train, 1000)
+        optimizer = make_optimizer(config.train, schedule)
+        state = jax.jit(lambda v: state_from_variables(v, optimizer), out_shardings=sharding.replicated(mesh))(
+            variables
+        )
+        step = make_train_step(model, optimizer, schedule, config, mesh, sharding.replicated(mesh))
+        arrays = sharding.to_devices({"image": images, "label": labels, "window": window}, mesh)
+        traced = step.trace(state, arrays)
+    else:
+        state = jax.device_put(variables, sharding.replicated(mesh))
+        step = make_eval_step(model, mesh, configs.inference_settings(config))
+        sizes = np.tile(np.array(size, np.int32), (batch, 1))
+        arrays = sharding.to_devices({"image": images, "label": labels, "image_size": sizes, "label_size": sizes}, mesh)
+        traced = step.trace(state, arrays, False)
+    compiled, seconds = traced.lower().compile(), []
+    for _ in range(4):  # the first of which is not counted
+        start = time.perf_counter()
+        result = jax.block_until_ready(compiled(state, arrays))
+        seconds.append(time.perf_counter() - start)
+        state = result[0] if program == "train" else state
+    exchanged = roofline.traffic(compiled.as_text()).collectives
+    return {
+        "seconds": min(seconds[1:]),
+        "memory": compiled.memory_analysis().temp_size_in_bytes,
+        "flops": roofline.count_flops(traced.jaxpr.jaxpr).model / devices,
+        "exchanged": sum(size for _, size in exchanged.values()),
+    }
+
+
+def exponent(points: Sequence[tuple[float, float]]) -> float | None:
+    """The slope of the line through (log position, log value); None without two values above 0."""
+    points = [(position, value) for position, value in points if value > 0]
+    if len(points) < 2:
+        return None
+    x, y = np.log(np.array(points)).T
+    return float(np.polyfit(x, y, 1)[0])
+
+
+def summarize(results: dict[str, dict[str, list[dict[str, float]]]]) -> list[list[str]]:
+    """Rows of a table: for each axis and program, the range of each quantity and its exponents."""
+    rows = [["axis", "program", "quantity", "from", "to", "exponent", "at the end"]]
+    for (axis, programs), quantity in itertools.product(results.items(), QUANTITIES):
+        for program, points in programs.items():
+            curve = [(point["at"], point[quantity]) for point in points if point[quantity] > 0]
+            slopes = exponent(curve), exponent(curve[-2:])
+            if slopes[0] is None or (axis, quantity) == ("devices", "seconds"):
+                continue
+            ends = [f"{curve[i][1] * SCALES[quantity]:.3g} {QUANTITIES[quantity]}" for i in (0, -1)]
+            span = f"{axis} {curve[0][0]:,} to {curve[-1][0]:,}"
+            rows.append([span, program, quantity, *ends, *("-" if x is None else f"{x:.2f}" for x in slopes)])
+    return rows
+
+
+def plot(results: dict[str, dict[str, list[dict[str, float]]]], title: str) -> None:
+    """Draws seconds and memory over each axis, with dotted lines of linear growth, as docs/images/growth.png."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import FuncFormatter
+
+    figure, grid = pyplot.subplots(2, len(results), figsize=(3 * len(results), 5.4), sharex="col", layout="constrained")
+    for column, (axis, programs) in enumerate(results.items()):
+        for row, quantity in enumerate(("seconds", "memory")):
+            panel = grid[row][column]
+            for program, points in programs.items():
+                x, y = (np.array([point[key] for point in points]) for key in ("at", quantity))
+                y = y * SCALES[quantity]
+                (line,) = panel.loglog(x, y, "o-", label=program)
+                linear = y[0] / (x / x[0]) if axis == "devices" else y[0] * x / x[0]
+                panel.loglog(x, linear, ":", color=line.get_color(), linewidth=1)
+            panel.set_xticks(x, [f"{value:,}" for value in x], rotation=30, fontsize=7)
+            panel.minorticks_off()
+            panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            panel.grid(alpha=0.3)
+            panel.set_xlabel({"area": "pixels of an image"}.get(axis, axis) if row else "")
+            panel.set_ylabel(f"{quantity} ({QUANTITIES[quantity]})" if column == 0 else "")
+    grid[0][0].legend(fontsize=8)
+    figure.suptitle(title)
+    figure.savefig(IMAGES / "growth.png", dpi=110)
+
+
+def main(backbone: str, quick: bool, write: bool) -> None:
+    """Runs the command with the flags of the usage."""
+    results: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for (axis, points), program in itertools.product(axes(quick).items(), PROGRAMS):
+        for position, arguments in points:
+            point = {"at": position, **measure(backbone, program, **arguments)}
+            results.setdefault(axis, {}).setdefault(program, []).append(point)
+            shown = ", ".join(f"{point[key] * SCALES[key]:.3g} {unit}" for key, unit in QUANTITIES.items())
+            print(f"{axis} {position:,}, {program}: {shown}", flush=True)
+            jax.clear_caches()
+    section = docs.Section("growth")
+    section.say(f"{backbone}, float32, {jax.devices()[0].device_kind}, {os.cpu_count()} cores\n")
+    section.say(aligned(summarize(results)))
+    if write:
+        section.write({"backbone": backbone, "cores": os.cpu_count(), "growth": results})
+        plot(results, f"Cost of a step, ISNet on {backbone}, float32 (dotted: linear)")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="resnet50")
+    for flag in ("--quick", "--write"):
+        parser.add_argument(flag, action="store_true")
+    main(**vars(parser.parse_args()))
