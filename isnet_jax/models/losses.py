@@ -4,7 +4,7 @@ Bilinear resizing, cross entropy and its gradient are fused and computed for one
 grows with one block, not with H x W x K; only the gradient, of the logits' own resolution, is kept.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from isnet_jax.models.layers import Array, interpolation_matrix, precision
 
 WEIGHTS = {"auxiliary": 0.4, "stage1": 0.4, "stage2": 1.0}
 BLOCK_ROWS = 32  # output rows per block
+EXACT_FACTORS = {2.0**n for n in range(8)}  # of resizing, whose weights have at most the 8 bits of bfloat16
 
 
 @jax.named_scope("losses")
@@ -40,15 +41,13 @@ def _forward(logits, labels):
 
     def add_block(state, block):
         (totals, grad), (block_rows, block_labels) = state, block
-        x = jnp.einsum("rh,bhwk->brwk", block_rows, logits, precision=precision(logits.dtype))
-        x = jnp.einsum("cw,brwk->brck", columns, x, precision=precision(x.dtype))
+        x = _product("cw,brwk->brck", columns, _product("rh,bhwk->brwk", block_rows, logits))
         # A comparison instead of a gather: one pass over x.
         is_label, counts = block_labels[..., None] == jnp.arange(x.shape[-1]), block_labels != IGNORED
         normalizer = jax.nn.logsumexp(x, axis=-1)
         loss = jnp.where(counts, normalizer - jnp.where(is_label, x, 0).sum(-1), 0)
         x_grad = jnp.where(counts[..., None], jnp.exp(x - normalizer[..., None]) - is_label, 0)
-        x_grad = jnp.einsum("cw,brck->brwk", columns, x_grad, precision=precision(x.dtype))
-        x_grad = jnp.einsum("rh,brwk->bhwk", block_rows, x_grad, precision=precision(x.dtype))
+        x_grad = _product("rh,brwk->bhwk", block_rows, _product("cw,brck->brwk", columns, x_grad))
         return (totals + loss.sum((1, 2)), grad + x_grad), None
 
     # Sums of each image: a sum over the batch would wait for all devices, block by block.
@@ -64,11 +63,42 @@ def _backward(grad, total_grad):
 _summed_loss.defvjp(_forward, _backward)
 
 
+def _product(subscripts: str, weights: Array, x: Array) -> Array:
+    """An einsum to the precision of x: of float32, if the weights are bfloat16, in half the passes of a matrix unit."""
+
+    def whole(weights, x):
+        return jnp.einsum(subscripts, weights.astype(x.dtype), x, precision=precision(x.dtype))
+
+    def in_parts(weights, x):
+        return sum(
+            jnp.einsum(subscripts, weights, part, preferred_element_type=x.dtype) for part in split_in_bfloat16(x)
+        )
+
+    if weights.dtype != jnp.bfloat16:
+        return whole(weights, x)
+    return lax.platform_dependent(weights, x, cpu=whole, default=in_parts)
+
+
+def split_in_bfloat16(x: Float[Array, "..."]) -> Sequence[Float[Array, "..."]]:
+    """Three bfloat16 arrays whose sum is the float32 array x: of its 24 bits, each holds eight."""
+    parts = []
+    for _ in range(3):
+        part = lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)  # XLA may drop a conversion and its inverse
+        parts.append(part.astype(jnp.bfloat16))
+        x = x - part
+    return parts
+
+
 def _blocks(logits: Array, labels: Array) -> tuple[Array, Array, Array]:
-    """Weights of the rows (blocks, block, h) and of the columns (W, w), and labels (blocks, B, block, W)."""
+    """Weights of the rows (blocks, block, h) and of the columns (W, w), and labels (blocks, B, block, W).
+
+    Weights of float32 are bfloat16 where that holds them exactly: for a factor 2^n they are multiples of 2^-(n+1).
+    """
     (height, width), dtype = labels.shape[1:], logits.dtype
     rows = interpolation_matrix(height, logits.shape[1], height, logits.shape[1], dtype)  # (H, h)
     columns = interpolation_matrix(width, logits.shape[2], width, logits.shape[2], dtype)
+    if dtype == jnp.float32 and {height / logits.shape[1], width / logits.shape[2]} <= EXACT_FACTORS:
+        rows, columns = rows.astype(jnp.bfloat16), columns.astype(jnp.bfloat16)
     block = min(BLOCK_ROWS, height)
     num_blocks = -(-height // block)
     extra = num_blocks * block - height

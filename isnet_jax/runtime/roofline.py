@@ -77,8 +77,8 @@ class Flops(NamedTuple):
 def count_flops(jaxpr: Any) -> Flops:
     """Flops of a jaxpr.
 
-    Every iteration of a scan counts. Of the branches of a conditional, the most expensive one does. The zeros that a
-    strided convolution's gradient inserts do not.
+    Every iteration of a scan counts. Of the branches of a conditional, the most expensive does; of those for several
+    platforms, the cheapest. The zeros that a strided convolution's gradient inserts do not.
     """
     total = Flops(0, 0)
     for eqn in jaxpr.eqns:
@@ -88,7 +88,8 @@ def count_flops(jaxpr: Any) -> Flops:
             continue
         bodies = [count_flops(body) for body in jax.tree.leaves(eqn.params) if hasattr(body, "eqns")]
         if eqn.primitive.name == "cond":
-            bodies = [max(bodies)]
+            by_platform = eqn.params.get("branches_platforms")
+            bodies = [Flops(*map(min, zip(*bodies))) if by_platform else max(bodies)]
         iterations = eqn.params["length"] if eqn.primitive.name == "scan" else 1
         for body in bodies:
             total = total.plus(body.times(iterations))

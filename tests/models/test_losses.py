@@ -30,3 +30,20 @@ def test_losses_are_zero_where_every_label_is_ignored():
     labels = np.full((1, 20, 20), 255)
     values, grads = jax.value_and_grad(lambda outputs: losses.isnet_losses(outputs, labels)["total"])(outputs)
     assert values == 0 and not any(grad.any() for grad in grads.values())
+
+
+def test_products_in_bfloat16_parts_are_those_of_float32():
+    """As TPUs and GPUs compute them: the parts add up to every bit, and the program has no float32 product."""
+    rng = np.random.default_rng(6)
+    x = (rng.standard_normal((3, 64, 5)) * 10.0 ** rng.integers(-6, 7, (3, 64, 5))).astype(np.float32)
+    np.testing.assert_array_equal(sum(np.asarray(part, np.float64) for part in losses.split_in_bfloat16(x)), x)
+    weights = layers.interpolation_matrix(512, 64, 512, 64)
+    np.testing.assert_array_equal(weights.astype(jnp.bfloat16).astype(jnp.float32), weights)
+
+    logits = jax.ShapeDtypeStruct((2, 8, 8, 5), np.float32)
+    for shape, products in ((64, 64), "bf16"), ((60, 60), "f32"):
+        labels = jax.ShapeDtypeStruct((2, *shape), np.int32)
+        traced = jax.jit(jax.grad(lambda *arguments: losses.resized_cross_entropy(*arguments)[0])).trace(logits, labels)
+        lines = traced.lower(lowering_platforms=("tpu",)).as_text().splitlines()
+        found = [line.split("->")[0].rsplit(":", 1)[1] for line in lines if "dot_general" in line]
+        assert found and all(line.count(products) == 2 for line in found), found
