@@ -29,7 +29,7 @@ from benchmarks.reference import random_variables
 from benchmarks.workload import LEARNING_RATE, random_batch
 from isnet_jax import config as configs
 from isnet_jax.evaluation.loop import make_eval_step
-from isnet_jax.models.isnet import create_model
+from isnet_jax.models.isnet import ISNet
 from isnet_jax.runtime import roofline, sharding
 from isnet_jax.runtime.console import aligned
 from isnet_jax.training.step import make_optimizer, make_schedule, make_train_step, state_from_variables
@@ -59,9 +59,9 @@ def measure(
 ) -> dict[str, float]:
     """Seconds of a step in float32, and per device its bytes of memory, FLOPs and bytes exchanged."""
     config = configs.default(backbone)
-    config.model.num_classes, config.augment.crop_size = classes, size
+    config.augment.crop_size = size
     config.train.base_lr = config.train.min_lr = LEARNING_RATE
-    mesh, model = sharding.make_mesh(devices=jax.devices()[:devices]), create_model(config.model)
+    mesh, model = sharding.make_mesh(devices=jax.devices()[:devices]), ISNet(backbone, classes)
     images, labels = random_batch(size, batch, min(classes, 255))
     variables = random_variables(model)
     if program == "train":

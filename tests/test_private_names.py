@@ -21,6 +21,10 @@ USES = {  # (module, private name): reason; a class's own name stands before a m
     ("benchmarks/evaluation.py", "_cache_size"): CACHE_SIZE,
     ("isnet_jax/evaluation/loop.py", "_cache_size"): CACHE_SIZE,
     ("isnet_jax/runtime/distributed.py", "os._exit"): OS_EXIT,
+    (
+        "isnet_jax/runtime/heartbeat.py",
+        "jax._src.distributed",
+    ): "holds the client of JAX's key-value store, which Orbax takes from there, too; there is no public way to it",
     ("isnet_jax/runtime/interrupts.py", "os._exit"): OS_EXIT,
     (
         "isnet_jax/datasets/common.py",
