@@ -11,6 +11,7 @@ import pytest
 from data_sets import CAMVID_SPLITS, contents, link, read_png, write_pair
 from paths import ROOT
 from PIL import Image
+from small_run import run_inside, unwrapped
 
 from isnet_jax import datasets
 from isnet_jax.errors import UserError
@@ -217,6 +218,6 @@ def check_table(rows: list[str], label_paths: list[Path]) -> None:
     ],
 )
 def test_prepare_explains_wrong_arguments(args, code, message):
-    done = run(*args)
-    assert done.returncode == code and not done.stdout and "Traceback" not in done.stderr
-    assert message in " ".join(done.stderr.split()), done.stderr
+    returned, out, err = run_inside(*args, module="prepare")
+    assert returned == code and not out and "Traceback" not in err
+    assert message in unwrapped(err), err

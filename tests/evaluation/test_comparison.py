@@ -1,16 +1,13 @@
 """Comparisons of evaluations: intervals against a plain loop and a known population, agreement by hand, the command."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 import zipfile
 
 import numpy as np
 import pytest
-from paths import ROOT
 from PIL import Image
+from small_run import run, run_inside, unwrapped
 
 from isnet_jax.errors import UserError
 from isnet_jax.evaluation import bootstrap, comparison, metrics, protocols, results
@@ -243,37 +240,25 @@ def test_compare_refuses_damaged_evaluations(pair, damage, message):
         comparison.compare(*pair[:2])
 
 
-def run(*args, cwd):
-    """The completed process of the command."""
-    return subprocess.run(
-        [sys.executable, "-m", "isnet_jax.compare", *map(str, args)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        timeout=300,
-    )
-
-
 def test_command_compares_two_evaluations(pair, tmp_path):
     output = tmp_path / "difference.json"
-    done = run(*pair[:2], f"--output={output}", cwd=tmp_path)
-    assert done.returncode == 0 and not done.stderr
+    code, out, err = run(*pair[:2], f"--output={output}", module="compare", cwd=tmp_path)
+    assert (code, err) == (0, "")
     summary = json.loads(output.read_text())
     assert summary["classes"]["bus"]["a"] is None  # undefined
     assert summary["miou"]["difference"] == pytest.approx(summary["b"]["miou"] - summary["a"]["miou"])
-    assert f"{summary['a']['miou']:.2f}" in done.stdout
+    assert f"{summary['a']['miou']:.2f}" in out
     with Image.open(tmp_path / "difference.png") as sheet:
         assert sheet.size[0] > 3 * 12
 
 
 def test_command_describes_one_evaluation(pair, tmp_path):
-    done = run(pair[0], f"--output={tmp_path / 'one.json'}", cwd=tmp_path)
-    assert done.returncode == 0 and not done.stderr
+    code, out, err = run_inside(pair[0], f"--output={tmp_path / 'one.json'}", module="compare", cwd=tmp_path)
+    assert (code, err) == (0, "")
     summary = json.loads((tmp_path / "one.json").read_text())
     assert summary["published"]["miou"] == 79.32 and set(summary["protocols"]) == set(protocols.PROTOCOLS)
-    assert f"published 79.32 %, here {summary['miou'] - 79.32:+.2f}" in done.stdout
-    assert "1 class is neither predicted nor in the ground truth" in done.stdout and "categories" not in summary
+    assert f"published 79.32 %, here {summary['miou'] - 79.32:+.2f}" in out
+    assert "1 class is neither predicted nor in the ground truth" in out and "categories" not in summary
 
 
 @pytest.mark.parametrize(
@@ -286,6 +271,5 @@ def test_command_describes_one_evaluation(pair, tmp_path):
     ],
 )
 def test_command_reports_mistakes_without_a_traceback(tmp_path, args, code, message):
-    done = run(*args, cwd=tmp_path)
-    errors = " ".join(done.stderr.split())
-    assert done.returncode == code and message in errors and "Traceback" not in errors
+    returned, _, err = run_inside(*args, module="compare", cwd=tmp_path)
+    assert returned == code and message in unwrapped(err) and "Traceback" not in err

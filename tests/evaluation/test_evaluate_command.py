@@ -11,6 +11,7 @@ import pytest
 from cases import random_variables
 from paths import ROOT
 from PIL import Image
+from small_run import run_inside, unwrapped
 
 from isnet_jax import UserError, config, create_model
 from isnet_jax.checkpoints import torch_names
@@ -201,8 +202,8 @@ def test_evaluate_reads_official_files_and_tests_with_tta(place):
     ],
 )
 def test_evaluate_reports_mistakes_without_a_traceback(place, args, code, message):
-    exit_code, _, err = run(place, *args)
-    assert exit_code == code and message in err and "Traceback" not in err, err
+    exit_code, _, err = run_inside("--config=config.py", *args, module="evaluate", cwd=place)
+    assert exit_code == code and message in unwrapped(err) and "Traceback" not in err, err
 
 
 def test_load_variables_reads_weights_or_moving_averages(tmp_path):

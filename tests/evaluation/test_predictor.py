@@ -17,6 +17,7 @@ import pytest
 from cases import random_variables
 from paths import ROOT
 from PIL import Image, ImageOps
+from small_run import run_inside, unwrapped
 
 from isnet_jax import config, create_model
 from isnet_jax.checkpoints import pretrained, torch_names
@@ -225,10 +226,9 @@ def test_predict_reports_mistakes_on_the_command_line(photos, tmp_path):
         ([folder, f"--checkpoint={tmp_path}/x.pth", f"--output={tmp_path}/out"], 1, "add --config=FILE"),
         ([folder, f"--checkpoint={tmp_path}", f"--output={folder}/out"], 1, "choose a directory apart"),
     ):
-        exit_code, _, err = run(*args)
-        assert exit_code == code and err.startswith("error: ") and "Traceback" not in err and re.search(pattern, err), (
-            err
-        )
+        exit_code, _, err = run_inside(*args, module="predict")
+        assert exit_code == code and err.startswith("error: ") and "Traceback" not in err, err
+        assert re.search(pattern, unwrapped(err)), err
     assert not (tmp_path / "out").exists() and not (folder / "out").exists()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from paths import ROOT
 from PIL import Image
-from small_run import assert_same_weights, overrides, run, small_config, unwrapped, weights_at
+from small_run import assert_same_weights, overrides, run, run_inside, small_config, unwrapped, weights_at
 
 from isnet_jax import cli, config, create_model
 from isnet_jax.checkpoints import torch_names
@@ -136,7 +136,7 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_main_reports_a_mistake_in_one_paragraph(mistake, tmp_path):
     arguments, expected_code, pattern = MISTAKES[mistake]
-    code, out, err = run(*arguments)
+    code, out, err = (run if mistake == "mistyped field" else run_inside)(*arguments)
     assert code == expected_code
     assert err.startswith("error: ") and "Traceback" not in err
     assert re.search(pattern, unwrapped(err)), err

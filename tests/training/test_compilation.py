@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from paths import ROOT
+from small_run import run_inside
 
 from isnet_jax import compile_check, config, create_model
 from isnet_jax.errors import UserError
@@ -305,8 +306,8 @@ def run(*words):
 )
 def test_compile_check_reports_wrong_flags(words, code, message):
     assert compile_check.PROGRAMS == compilation.PROGRAMS
-    done = run(*words)
-    assert done.returncode == code and message in done.stderr and "Traceback" not in done.stderr
+    returned, _, err = run_inside(*words, module="compile_check")
+    assert returned == code and message in err and "Traceback" not in err
 
 
 @pytest.mark.skipif(not LIBTPU, reason="needs libtpu")
