@@ -1,8 +1,10 @@
 """Batch normalisation over a batch: y = (x - mean) / sqrt(var + epsilon) * scale + bias, and its gradient.
 
-Statistics are as accurate in float32 as with two passes over the data, and take one: values are shifted by the mean
+Statistics of float32 are as accurate as with two passes over the data, and take one: values are shifted by the mean
 of a sample of them, after which E[x^2] - E[x]^2 cancels next to nothing. Where an image has few values, the sample is
-all of them. The gradient is written out: autodiff would keep more for the backward pass, and sum more often.
+all of them. Values of bfloat16 have too few bits for anything to cancel in float32; without a shift, their sums can be
+taken while a convolution writes them. The gradient is written out: autodiff would keep more for the backward pass, and
+sum more often.
 """
 
 import math
@@ -31,7 +33,7 @@ def normalize_batch(
 
 def _forward(x, scale, bias, weight):
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    mean, var, count = batch_statistics(x.astype(dtype), None if weight is None else weight.astype(dtype))
+    mean, var, count = batch_statistics(x, weight)
     inverse = lax.rsqrt(var + EPSILON)
     y = (x.astype(dtype) - mean) * (inverse * scale) + bias
     return (y.astype(x.dtype), (mean, var, count)), (x, scale, weight, mean, inverse, count)
@@ -53,19 +55,29 @@ normalize_batch.defvjp(_forward, _backward)
 
 
 def batch_statistics(
-    x: Float[jax.Array, "b h w c"], weight: Float[jax.Array, "b h w 1"] | None
+    x: Float[jax.Array, "b h w c"], weight: Shaped[jax.Array, "b h w 1"] | None
 ) -> tuple[Channels, Channels, Float[jax.Array, ""]]:
-    """Mean, biased variance and number of values of each channel; `weight` as in `normalize_batch`."""
+    """Mean, biased variance and number of values of each channel; `weight` as in `normalize_batch`.
+
+    In the dtype of x, but at least in float32.
+    """
+    dtype, pixels = jnp.promote_types(x.dtype, jnp.float32), (0, 1, 2)
+    weight = None if weight is None else weight.astype(dtype)
+    count = jnp.asarray(x.size // x.shape[-1], dtype) if weight is None else weight.sum()
+    shift = jnp.zeros((), dtype)
+    if x.dtype != jnp.bfloat16 or x.shape[1] * x.shape[2] <= SAMPLE:
+        shift = _sample_mean(x.astype(dtype), weight)
+    shifted = x.astype(dtype) - shift
+    weighted = shifted if weight is None else shifted * weight
+    first, second = weighted.sum(pixels) / count, (weighted * shifted).sum(pixels) / count
+    return shift + first, jnp.maximum(second - first * first, 0), count
+
+
+def _sample_mean(x, weight):
+    """The mean of each channel over a grid of pixels."""
     stride = max(1, math.isqrt(x.shape[1] * x.shape[2] // SAMPLE))
     sample, pixels = x[:, ::stride, ::stride], (0, 1, 2)
     if weight is None:
-        count = jnp.asarray(x.size // x.shape[-1], x.dtype)
-        shift = sample.mean(pixels)
-        shifted = weighted = x - shift
-    else:
-        count, sample_weight = weight.sum(), weight[:, ::stride, ::stride]
-        shift = (sample * sample_weight).sum(pixels) / jnp.maximum(sample_weight.sum(), 1)
-        shifted = x - shift
-        weighted = shifted * weight
-    first, second = weighted.sum(pixels) / count, (weighted * shifted).sum(pixels) / count
-    return shift + first, jnp.maximum(second - first * first, 0), count
+        return sample.mean(pixels)
+    sample_weight = weight[:, ::stride, ::stride]
+    return (sample * sample_weight).sum(pixels) / jnp.maximum(sample_weight.sum(), 1)

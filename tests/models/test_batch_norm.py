@@ -64,6 +64,20 @@ def test_batch_statistics_in_float32_equal_float64(name):
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_batch_statistics_of_bfloat16_are_closer_than_its_rounding(name):
+    """Of the values as bfloat16 holds them; far from zero, these differ by few units of its last place."""
+    x, weight = make_case(name)
+    x = jnp.asarray(x, jnp.bfloat16)
+    mean, var, _ = jax.jit(batch_statistics)(x, as_float32(weight))
+    wanted_mean, wanted_var = exact_statistics(np.asarray(x), weight)
+    assert mean.dtype == var.dtype == jnp.float32
+    np.testing.assert_allclose(mean, wanted_mean, rtol=1e-6, atol=1e-6)
+    deviation, wanted = (np.sqrt(np.asarray(x, np.float64) + 1e-5) for x in (var, wanted_var))
+    last_place = 2**-7 * np.abs(wanted_mean).max()  # of the values
+    assert (np.abs(deviation - wanted) <= 2**-9 * np.maximum(wanted, last_place)).all()
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_batch_norm_gradient_in_float32_equals_float64(name):
     """The written gradient against autodiff of the definition."""
     x, weight = make_case(name)
