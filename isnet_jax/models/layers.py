@@ -72,9 +72,29 @@ def precision(dtype: jnp.dtype) -> lax.Precision:
     return lax.Precision.DEFAULT if dtype == jnp.bfloat16 else lax.Precision.HIGHEST
 
 
+@jax.custom_vjp
 def matmul(x: Float[Array, "*n i"], kernel: Float[Array, "i o"]) -> Float[Array, "*n o"]:
     """x @ kernel in x's dtype."""
     return jnp.matmul(x, kernel.astype(x.dtype), precision=precision(x.dtype))
+
+
+def _matmul_backward(residuals, dy):
+    """As autodiff has it, but for the kernel's gradient, whose operands XLA would transpose on a CPU."""
+    x, kernel = residuals
+    x_grad = jnp.matmul(dy, kernel.astype(x.dtype).T, precision=precision(x.dtype))
+
+    def product(x, dy):
+        rows = tuple(range(x.ndim - 1))
+        return lax.dot_general(x, dy, ((rows, rows), ((), ())), precision=precision(x.dtype))
+
+    def product_of_matrices(x, dy):  # elsewhere this would move images that are split over devices
+        return product(x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1]))
+
+    kernel_grad = lax.platform_dependent(x, dy, cpu=product_of_matrices, default=product)
+    return x_grad, kernel_grad.astype(kernel.dtype)
+
+
+matmul.defvjp(lambda x, kernel: (matmul(x, kernel), (x, kernel)), _matmul_backward)
 
 
 def uniform_fan_in(fan_in: int) -> Callable[..., jax.Array]:
