@@ -35,7 +35,7 @@ from isnet_jax.evaluation.loop import ON_DEVICE, eval_step, evaluate, make_eval_
 from isnet_jax.input.photometry import normalize
 from isnet_jax.input.records import Records
 from isnet_jax.models.isnet import ISNet
-from isnet_jax.runtime import sharding
+from isnet_jax.runtime import compiler, sharding
 from isnet_jax.runtime.console import aligned
 
 if TYPE_CHECKING:  # imports TensorFlow, which cli.run must silence first
@@ -119,7 +119,11 @@ def evaluate_one_by_one(case: Case, expected: dict[int, np.ndarray]) -> tuple[Re
     plan, _ = pipeline.eval_plan(case.sizes, 1, len(case.sizes))
     confusion, margins = 0, [np.zeros(0)]
     start = time.perf_counter()
-    step = jax.jit(partial(eval_step, model=case.model, settings=case.settings, boundary=False), static_argnums=2)
+    step = jax.jit(
+        partial(eval_step, model=case.model, settings=case.settings, boundary=False),
+        static_argnums=2,
+        compiler_options=compiler.options(case.mesh),
+    )
     with pipeline.eval_batches(case.images, case.config, plan) as batches:
         for batch in batches:
             arrays = {name: jnp.asarray(batch[name]) for name in ON_DEVICE}

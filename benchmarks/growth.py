@@ -1,4 +1,4 @@
-"""How the cost of a step grows with image area, classes, batch and devices, on this machine's CPU.
+"""How the cost of a step grows with image area, classes, batch and devices, on the CPU of this machine.
 
 usage: python -m benchmarks.growth [--backbone=resnet50] [--quick] [--write]
 
@@ -7,18 +7,20 @@ usage: python -m benchmarks.growth [--backbone=resnet50] [--quick] [--write]
 
 Seconds are the shortest of three steps. Memory is what the compiled program asks for (XLA's temporaries), per device.
 An exponent of 1 is linear growth: 2 would be quadratic, 0 constant. It is fitted over all points; "at the end" is that
-between the two largest. Several devices share the cores of one CPU, so that only their memory, operations and exchange
-are looked at; the batch is the same for all of them.
+between the two largest. Several devices share the cores of one CPU, so only their memory and communication are
+reported; the global batch is the same for all of them.
 """
 
 import argparse
 import itertools
+import multiprocessing
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 import numpy as np
@@ -26,7 +28,7 @@ import numpy as np
 from benchmarks import docs
 from benchmarks.paths import IMAGES
 from benchmarks.reference import random_variables
-from benchmarks.workload import LEARNING_RATE, random_batch
+from benchmarks.workload import LEARNING_RATE, cpu_name, random_batch
 from isnet_jax import config as configs
 from isnet_jax.evaluation.loop import make_eval_step
 from isnet_jax.models.isnet import ISNet
@@ -35,8 +37,8 @@ from isnet_jax.runtime.console import aligned
 from isnet_jax.training.step import make_optimizer, make_schedule, make_train_step, state_from_variables
 
 PROGRAMS = "train", "evaluate"
-QUANTITIES = {"seconds": "s", "memory": "GiB", "flops": "TFLOP", "exchanged": "GB"}
-SCALES = {"seconds": 1, "memory": 2**-30, "flops": 1e-12, "exchanged": 1e-9}
+QUANTITIES = {"seconds": "s", "memory": "GiB", "flops": "TFLOP", "communication": "GB"}
+SCALES = {"seconds": 1, "memory": 2**-30, "flops": 1e-12, "communication": 1e-9}
 
 
 def axes(quick: bool) -> dict[str, list[tuple[int, dict[str, Any]]]]:
@@ -57,7 +59,7 @@ def axes(quick: bool) -> dict[str, list[tuple[int, dict[str, Any]]]]:
 def measure(
     backbone: str, program: str, size: tuple[int, int], classes: int = 150, batch: int = 1, devices: int = 1
 ) -> dict[str, float]:
-    """Seconds of a step in float32, and per device its bytes of memory, FLOPs and bytes exchanged."""
+    """Seconds of a step in float32, FLOPs of all devices, and of each its bytes of memory and of communication."""
     config = configs.default(backbone)
     config.augment.crop_size = size
     config.train.base_lr = config.train.min_lr = LEARNING_RATE
@@ -86,12 +88,12 @@ def measure(
         result = jax.block_until_ready(compiled(state, arrays))
         seconds.append(time.perf_counter() - start)
         state = result[0] if program == "train" else state
-    exchanged = roofline.traffic(compiled.as_text()).collectives
+    collectives = roofline.traffic(compiled.as_text()).collectives
     return {
         "seconds": min(seconds[1:]),
         "memory": compiled.memory_analysis().temp_size_in_bytes,
-        "flops": roofline.count_flops(traced.jaxpr.jaxpr).model / devices,
-        "exchanged": sum(size for _, size in exchanged.values()),
+        "flops": roofline.count_flops(traced.jaxpr.jaxpr).model,
+        "communication": sum(size for _, size in collectives.values()),
     }
 
 
@@ -111,7 +113,7 @@ def summarize(results: dict[str, dict[str, list[dict[str, float]]]]) -> list[lis
         for program, points in programs.items():
             curve = [(point["at"], point[quantity]) for point in points if point[quantity] > 0]
             slopes = exponent(curve), exponent(curve[-2:])
-            if slopes[0] is None or (axis, quantity) == ("devices", "seconds"):
+            if slopes[0] is None or axis == "devices" and quantity in ("seconds", "flops"):
                 continue
             ends = [f"{curve[i][1] * SCALES[quantity]:.3g} {QUANTITIES[quantity]}" for i in (0, -1)]
             span = f"{axis} {curve[0][0]:,} to {curve[-1][0]:,}"
@@ -127,10 +129,13 @@ def plot(results: dict[str, dict[str, list[dict[str, float]]]], title: str) -> N
     from matplotlib import pyplot
     from matplotlib.ticker import FuncFormatter
 
-    figure, grid = pyplot.subplots(2, len(results), figsize=(3 * len(results), 5.4), sharex="col", layout="constrained")
+    figure, grid = pyplot.subplots(2, len(results), figsize=(3 * len(results), 5.4), layout="constrained")
     for column, (axis, programs) in enumerate(results.items()):
         for row, quantity in enumerate(("seconds", "memory")):
             panel = grid[row][column]
+            if (axis, quantity) == ("devices", "seconds"):  # they share the cores
+                panel.set_axis_off()
+                continue
             for program, points in programs.items():
                 x, y = (np.array([point[key] for point in points]) for key in ("at", quantity))
                 y = y * SCALES[quantity]
@@ -141,28 +146,37 @@ def plot(results: dict[str, dict[str, list[dict[str, float]]]], title: str) -> N
             panel.minorticks_off()
             panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             panel.grid(alpha=0.3)
-            panel.set_xlabel({"area": "pixels of an image"}.get(axis, axis) if row else "")
+            panel.set_xlabel({"area": "pixels of an image"}.get(axis, axis))
             panel.set_ylabel(f"{quantity} ({QUANTITIES[quantity]})" if column == 0 else "")
     grid[0][0].legend(fontsize=8)
     figure.suptitle(title)
     figure.savefig(IMAGES / "growth.png", dpi=110)
 
 
+def measure_axis(backbone: str, axis: str, quick: bool) -> dict[str, list[dict[str, float]]]:
+    """{program: points} of an axis."""
+    results: dict[str, list[dict[str, float]]] = {}
+    for program, (position, arguments) in itertools.product(PROGRAMS, axes(quick)[axis]):
+        point = {"at": position, **measure(backbone, program, **arguments)}
+        results.setdefault(program, []).append(point)
+        shown = ", ".join(f"{point[key] * SCALES[key]:.3g} {unit}" for key, unit in QUANTITIES.items())
+        print(f"{axis} {position:,}, {program}: {shown}", flush=True)
+        jax.clear_caches()
+    return results
+
+
 def main(backbone: str, quick: bool, write: bool) -> None:
     """Runs the command with the flags of the usage."""
-    results: dict[str, dict[str, list[dict[str, float]]]] = {}
-    for (axis, points), program in itertools.product(axes(quick).items(), PROGRAMS):
-        for position, arguments in points:
-            point = {"at": position, **measure(backbone, program, **arguments)}
-            results.setdefault(axis, {}).setdefault(program, []).append(point)
-            shown = ", ".join(f"{point[key] * SCALES[key]:.3g} {unit}" for key, unit in QUANTITIES.items())
-            print(f"{axis} {position:,}, {program}: {shown}", flush=True)
-            jax.clear_caches()
+    results = {}
+    for axis in axes(quick):  # each in a process of its own: XLA starts as many threads as devices
+        os.environ["JAX_NUM_CPU_DEVICES"] = "8" if axis == "devices" else "1"
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            results[axis] = pool.submit(measure_axis, backbone, axis, quick).result()
     section = docs.Section("growth")
-    section.say(f"{backbone}, float32, {jax.devices()[0].device_kind}, {os.cpu_count()} cores\n")
+    section.say(f"{backbone}, float32, {cpu_name()}, {os.cpu_count()} cores\n")
     section.say(aligned(summarize(results)))
     if write:
-        section.write({"backbone": backbone, "cores": os.cpu_count(), "growth": results})
+        section.write({"backbone": backbone, "cpu": cpu_name(), "cores": os.cpu_count(), "growth": results})
         plot(results, f"Cost of a step, ISNet on {backbone}, float32 (dotted: linear)")
 
 

@@ -1,15 +1,16 @@
 """Measures everything in docs/performance.md and writes it again, with its raw numbers in docs/performance/.
 
-usage: python -m benchmarks.performance [--only=REGEX] [--ade20k=DIR] [--coco_stuff=DIR] [--turns=N]
+usage: python -m benchmarks.performance [--only=REGEX] [--list] [--ade20k=DIR] [--coco_stuff=DIR] [--turns=N]
 
   --only        only parts whose name matches; --list prints the names
   --ade20k      ADEChallengeData2016, or a part of it, for the part input
   --coco_stuff  COCO-Stuff 164k, or a part of it, for the part evaluation
   --turns       turns of each side in a comparison with PyTorch (3)
 
-A part whose program is not installed here (PyTorch, libtpu), or that has no data or no accelerator, is left as it is;
-the last lines say why. Everything but the accelerator takes about three hours on two cores, and nothing else should run
-on them. Parts that fail do not keep the others from running.
+A part whose program is not installed here (PyTorch, libtpu), or that has no data or no accelerator, is skipped; the
+last lines say why, and the exit code is 1. A part that fails does not keep the others from running. The compile tables
+keep the rows of docs/performance/compile_table.json. All but the accelerator takes about three hours on two cores,
+which nothing else should use.
 """
 
 import argparse
@@ -18,7 +19,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +38,8 @@ class Part(NamedTuple):
     """A part of docs/performance.md."""
 
     words: list[str]  # of the command
-    missing: str  # why it cannot be measured here; "" if it can
+    sections: tuple[str, ...]  # that it writes
+    missing: str = ""  # why it cannot be measured here
 
 
 def parts(arguments: argparse.Namespace) -> dict[str, Part]:
@@ -49,26 +50,33 @@ def parts(arguments: argparse.Namespace) -> dict[str, Part]:
     for name, flags in COMPARISONS.items():
         output = f"--json={RESULTS}/compare_{name}.json"
         found[f"compare_{name}"] = Part(
-            ["benchmarks.compare_torch", *flags.split(), f"--turns={arguments.turns}", output], no_torch
+            ["benchmarks.compare_torch", *flags.split(), f"--turns={arguments.turns}", output], ("compare",), no_torch
         )
     found["input"] = Part(
         ["benchmarks.input_pipeline", "--config=configs/ade20k.py", f"--config.data.source={arguments.ade20k}"]
         + ["--write"],
+        ("input",),
         "" if arguments.ade20k else "needs --ade20k",
     )
     found["evaluation"] = Part(
         ["benchmarks.evaluation", "--config=configs/coco_stuff.py:resnet18", "--config.data.name=coco_stuff164k"]
         + ["--config.data.eval_split=val", f"--config.data.source={arguments.coco_stuff}", "--write"],
+        ("evaluation",),
         "" if arguments.coco_stuff else "needs --coco_stuff",
     )
-    found["growth"] = Part(["benchmarks.growth", "--write"], "")
-    found["compile_table"] = Part(["benchmarks.compile_table", "--minutes=600"], no_libtpu)
-    found["accelerator"] = Part(["benchmarks.accelerator"], "" if _has_accelerator() else "needs an accelerator")
+    found["products"] = Part(["benchmarks.products", "--write"], ("products",))
+    found["growth"] = Part(["benchmarks.growth", "--write"], ("growth",))
+    found["compile_table"] = Part(
+        ["benchmarks.compile_table", "--minutes=600"], ("compile_train", "compile_evaluate"), no_libtpu
+    )
+    found["accelerator"] = Part(
+        ["benchmarks.accelerator"], ("accelerator",), "" if _has_accelerator() else "needs an accelerator"
+    )
     return found
 
 
 def _has_accelerator() -> bool:
-    """Whether JAX finds one; asked in another process, which lets go of it."""
+    """Whether JAX finds one; checked in a subprocess, which releases it."""
     words = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
     return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() in ("gpu", "tpu")
 
@@ -82,20 +90,20 @@ def write_comparisons() -> None:
     section.write(None)
 
 
-def run(chosen: dict[str, Part], report: Callable[[str], None] = print) -> bool:
+def run(chosen: dict[str, Part]) -> bool:
     """Measures the parts, one after another; returns whether all of them were."""
     left_out = {name: part.missing for name, part in chosen.items() if part.missing}
     for name, part in chosen.items():
         if part.missing:
             continue
-        report(f"{name}: python -m {' '.join(part.words)}")
+        print(f"{name}: python -m {' '.join(part.words)}", flush=True)
         code = subprocess.run([sys.executable, "-m", *part.words], cwd=ROOT, check=False).returncode
         if code:
             left_out[name] = f"exit code {code}"
         elif name.startswith("compare_"):
             write_comparisons()
     for name, reason in left_out.items():
-        report(f"left as it is: {name} ({reason})")
+        print(f"skipped: {name} ({reason})")
     return not left_out
 
 

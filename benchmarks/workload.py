@@ -1,9 +1,11 @@
 """What benchmarks.accelerator has both frameworks compute, and how it times them."""
 
 import gc
+import platform
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,15 @@ def compare_logits(computed: np.ndarray, recorded: np.ndarray) -> dict[str, floa
         "rms_error": float(np.sqrt((error**2).mean())),
         "argmax_agreement": float((computed.argmax(-1) == recorded.argmax(-1)).mean()),
     }
+
+
+def cpu_name() -> str:
+    """The model of the CPU, as in `AMD EPYC 9B45`."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
 
 
 def time_calls(call: Callable[[], Any], wait: Callable[[Any], Any]) -> tuple[float, float]:

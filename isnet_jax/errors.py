@@ -22,7 +22,7 @@ def printable(text: str) -> str:
 
 
 def paragraph(error: Exception) -> str:
-    """What a command prints on stderr where it ends with `error`."""
+    """The error as one paragraph for stderr, wrapped at 110 columns, with control characters escaped."""
     text = printable(f"error: {error}".replace("\n", " "))
     return textwrap.fill(text, 110, break_long_words=False, break_on_hyphens=False)
 

@@ -1,10 +1,9 @@
 """Batch normalisation over a batch: y = (x - mean) / sqrt(var + epsilon) * scale + bias, and its gradient.
 
-Statistics of float32 are as accurate as with two passes over the data, and take one: values are shifted by the mean
-of a sample of them, after which E[x^2] - E[x]^2 cancels next to nothing. Where an image has few values, the sample is
-all of them. Values of bfloat16 have too few bits for anything to cancel in float32; without a shift, their sums can be
-taken while a convolution writes them. The gradient is written out: autodiff would keep more for the backward pass, and
-sum more often.
+Statistics of float32 need one pass and are as accurate as with two: values are shifted by the mean of a sample (of all
+values where an image has few), so that E[x^2] - E[x]^2 hardly cancels. Larger maps of bfloat16 take no shift: the error
+is below the rounding of the values, and XLA can fuse the sums into the convolution that writes them. The gradient is
+written out: autodiff would keep more for the backward pass, and sum more often.
 """
 
 import math

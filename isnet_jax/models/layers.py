@@ -74,24 +74,27 @@ def precision(dtype: jnp.dtype) -> lax.Precision:
 
 @jax.custom_vjp
 def matmul(x: Float[Array, "*n i"], kernel: Float[Array, "i o"]) -> Float[Array, "*n o"]:
-    """x @ kernel in x's dtype."""
+    """x @ kernel in x's dtype; for reverse-mode differentiation only."""
     return jnp.matmul(x, kernel.astype(x.dtype), precision=precision(x.dtype))
 
 
 def _matmul_backward(residuals, dy):
-    """As autodiff has it, but for the kernel's gradient, whose operands XLA would transpose on a CPU."""
+    """Autodiff's gradients, but for the kernel's on a CPU, where XLA would transpose an operand."""
     x, kernel = residuals
     x_grad = jnp.matmul(dy, kernel.astype(x.dtype).T, precision=precision(x.dtype))
-
-    def product(x, dy):
-        rows = tuple(range(x.ndim - 1))
-        return lax.dot_general(x, dy, ((rows, rows), ((), ())), precision=precision(x.dtype))
-
-    def product_of_matrices(x, dy):  # elsewhere this would move images that are split over devices
-        return product(x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1]))
-
-    kernel_grad = lax.platform_dependent(x, dy, cpu=product_of_matrices, default=product)
+    kernel_grad = lax.platform_dependent(x, dy, cpu=_product_of_matrices, default=_product_over_pixels)
     return x_grad, kernel_grad.astype(kernel.dtype)
+
+
+def _product_over_pixels(x: Array, y: Array) -> Array:
+    """The sum over all axes but the last: (..., i), (..., o) -> (i, o)."""
+    pixels = tuple(range(x.ndim - 1))
+    return lax.dot_general(x, y, ((pixels, pixels), ((), ())), precision=precision(x.dtype))
+
+
+def _product_of_matrices(x: Array, y: Array) -> Array:
+    """The same; its reshape would move images that are split over devices."""
+    return _product_over_pixels(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]))
 
 
 matmul.defvjp(lambda x, kernel: (matmul(x, kernel), (x, kernel)), _matmul_backward)

@@ -5,6 +5,7 @@ grows with one block, not with H x W x K; only the gradient, of the logits' own 
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from isnet_jax.models.layers import Array, interpolation_matrix, precision
 
 WEIGHTS = {"auxiliary": 0.4, "stage1": 0.4, "stage2": 1.0}
 BLOCK_ROWS = 32  # output rows per block
-EXACT_FACTORS = {2.0**n for n in range(8)}  # of resizing, whose weights have at most the 8 bits of bfloat16
+EXACT_FACTORS = {2.0**n for n in range(8)}  # of resizing whose bilinear weights fit bfloat16's 8 significant bits
 
 
 @jax.named_scope("losses")
@@ -64,23 +65,26 @@ _summed_loss.defvjp(_forward, _backward)
 
 
 def _product(subscripts: str, weights: Array, x: Array) -> Array:
-    """An einsum to the precision of x: of float32, if the weights are bfloat16, in half the passes of a matrix unit."""
+    """An einsum in the precision of x.
 
-    def whole(weights, x):
-        return jnp.einsum(subscripts, weights.astype(x.dtype), x, precision=precision(x.dtype))
-
-    def in_parts(weights, x):
-        return sum(
-            jnp.einsum(subscripts, weights, part, preferred_element_type=x.dtype) for part in split_in_bfloat16(x)
-        )
-
+    With bfloat16 weights and float32 x, three bfloat16 products replace the float32 product, except on a CPU.
+    """
     if weights.dtype != jnp.bfloat16:
-        return whole(weights, x)
-    return lax.platform_dependent(weights, x, cpu=whole, default=in_parts)
+        return _in_one(subscripts, weights, x)
+    return lax.platform_dependent(weights, x, cpu=partial(_in_one, subscripts), default=partial(_in_parts, subscripts))
 
 
-def split_in_bfloat16(x: Float[Array, "..."]) -> Sequence[Float[Array, "..."]]:
-    """Three bfloat16 arrays whose sum is the float32 array x: of its 24 bits, each holds eight."""
+def _in_one(subscripts: str, weights: Array, x: Array) -> Array:
+    return jnp.einsum(subscripts, weights.astype(x.dtype), x, precision=precision(x.dtype))
+
+
+def _in_parts(subscripts: str, weights: Array, x: Array) -> Array:
+    products = [jnp.einsum(subscripts, weights, part, preferred_element_type=x.dtype) for part in _split(x)]
+    return products[0] + products[1] + products[2]
+
+
+def _split(x: Array) -> Sequence[Array]:
+    """Three bfloat16 arrays that sum to the float32 array x, if finite; each holds 8 of its 24 significant bits."""
     parts = []
     for _ in range(3):
         part = lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)  # XLA may drop a conversion and its inverse

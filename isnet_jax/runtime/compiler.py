@@ -1,4 +1,4 @@
-"""What XLA is told: where to keep compiled programs, and how to compile convolutions for a CPU."""
+"""XLA settings: the compilation cache, and compiler options for CPUs."""
 
 import functools
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-# XLA runs convolutions by Eigen, which is faster for ours, and sums by YNNPACK, without which they take windows.
+# YNNPACK for reductions only: its convolutions are slower than Eigen's, and without it reductions become slow windows.
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 
@@ -34,12 +34,12 @@ def enable_cache() -> None:
 
 def options(mesh: Mesh) -> dict[str, str]:
     """Compiler options of programs that run the network on `mesh`."""
-    return _CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" and _are_known() else {}
+    return _CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" and _supports_cpu_options() else {}
 
 
 @functools.cache
-def _are_known() -> bool:
-    """Whether this version of XLA has the options, which are experimental."""
+def _supports_cpu_options() -> bool:
+    """Whether this version of XLA has them; they are experimental."""
     try:
         jax.jit(lambda: 0, compiler_options=_CPU_OPTIONS).lower().compile()
     except RuntimeError:  # JaxRuntimeError is one

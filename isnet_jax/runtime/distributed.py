@@ -194,11 +194,18 @@ def is_peer_failure(error: BaseException) -> bool:
 
 
 def exit_without_barrier(code: int) -> None:
-    """Exits at once if the run has several processes, without JAX's shutdown barrier, where this one would wait."""
+    """Exits if the run has several processes, without JAX's shutdown barrier, where this one would wait."""
     if not is_single_process():
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+        _exit(code)
+
+
+def _exit(code: int) -> None:
+    if code == PeerLost.code and is_first() and jax.process_count() > 2:
+        # The others must notice first: without the coordination service of this process JAX aborts them.
+        time.sleep(3 * heartbeat.INTERVAL)
+    os._exit(code)
 
 
 @contextlib.contextmanager
@@ -214,14 +221,14 @@ def process_group(flag_values: Any, resume_hint: str) -> Iterator[None]:
             f"{reason}). Run the same command again on all hosts: it resumes {resume_hint}."
         )
 
-    def stop(silent: list[int]) -> None:
+    def exit_after_silence(silent: list[int]) -> None:
         lost = peer_lost(f"nothing from process {', '.join(map(str, silent))} for {heartbeat.SECONDS} s")
-        print(paragraph(lost), file=sys.stderr)
-        exit_without_barrier(PeerLost.code)
+        os.write(2, f"{paragraph(lost)}\n".encode())  # the main thread may hold the locks of sys.stderr
+        _exit(PeerLost.code)
 
     initialize(flag_values)
     if not is_single_process():
-        heartbeat.watch(stop)
+        heartbeat.watch(exit_after_silence)
     try:
         yield
     except (KeyboardInterrupt, interrupts.StopRequested):

@@ -78,7 +78,7 @@ def count_flops(jaxpr: Any) -> Flops:
     """Flops of a jaxpr.
 
     Every iteration of a scan counts. Of the branches of a conditional, the most expensive does; of those for several
-    platforms, the cheapest. The zeros that a strided convolution's gradient inserts do not.
+    platforms, the fewest FLOPs and the fewest passes. The zeros that a strided convolution's gradient inserts do not.
     """
     total = Flops(0, 0)
     for eqn in jaxpr.eqns:

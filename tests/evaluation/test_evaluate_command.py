@@ -18,6 +18,7 @@ from isnet_jax.checkpoints import torch_names
 from isnet_jax.checkpoints.manager import Checkpoints, load_variables, newest_checkpoint, save_variables
 from isnet_jax.evaluation import results
 from isnet_jax.evaluation.record import RELEVANT, EvaluationRecord
+from isnet_jax.input import data
 from isnet_jax.input.pipeline import EvalBatch
 
 CONFIG = """
@@ -201,7 +202,8 @@ def test_evaluate_reads_official_files_and_tests_with_tta(place):
         (("--checkpoint=weights", "--ema"), 1, "holds no moving average"),
     ],
 )
-def test_evaluate_reports_mistakes_without_a_traceback(place, args, code, message):
+def test_evaluate_reports_mistakes_without_a_traceback(place, args, code, message, monkeypatch):
+    monkeypatch.setattr(data, "CPU_COMPILATION", data.CPU_COMPILATION)  # which the config sets
     exit_code, _, err = run_inside("--config=config.py", *args, module="evaluate", cwd=place)
     assert exit_code == code and message in unwrapped(err) and "Traceback" not in err, err
 

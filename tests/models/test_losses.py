@@ -36,9 +36,13 @@ def test_products_in_bfloat16_parts_are_those_of_float32():
     """As TPUs and GPUs compute them: the parts add up to every bit, and the program has no float32 product."""
     rng = np.random.default_rng(6)
     x = (rng.standard_normal((3, 64, 5)) * 10.0 ** rng.integers(-6, 7, (3, 64, 5))).astype(np.float32)
-    np.testing.assert_array_equal(sum(np.asarray(part, np.float64) for part in losses.split_in_bfloat16(x)), x)
+    np.testing.assert_array_equal(sum(np.asarray(part, np.float64) for part in losses._split(x)), x)
     weights = layers.interpolation_matrix(512, 64, 512, 64)
     np.testing.assert_array_equal(weights.astype(jnp.bfloat16).astype(jnp.float32), weights)
+
+    in_parts = losses._in_parts("cw,bwk->bck", weights.astype(jnp.bfloat16), x)
+    wanted = np.einsum("cw,bwk->bck", np.float64(weights), np.float64(x))
+    assert np.abs(in_parts - wanted).max() <= 1e-7 * np.abs(wanted).max()
 
     logits = jax.ShapeDtypeStruct((2, 8, 8, 5), np.float32)
     for shape, products in ((64, 64), "bf16"), ((60, 60), "f32"):

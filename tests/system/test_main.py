@@ -136,7 +136,8 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_main_reports_a_mistake_in_one_paragraph(mistake, tmp_path):
     arguments, expected_code, pattern = MISTAKES[mistake]
-    code, out, err = (run if mistake == "mistyped field" else run_inside)(*arguments)
+    start = run if mistake == "mistyped field" else run_inside  # one of them as a user sees it
+    code, out, err = start(*arguments)
     assert code == expected_code
     assert err.startswith("error: ") and "Traceback" not in err
     assert re.search(pattern, unwrapped(err)), err
