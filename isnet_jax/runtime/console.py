@@ -54,18 +54,13 @@ def no_native_noise() -> Iterator[None]:
             sys.stderr = stderr
 
 
-@contextlib.contextmanager
-def no_native_output() -> Iterator[None]:
-    """Drops everything written to file descriptor 1, by Python and by native code."""
+def drop_native_output() -> None:
+    """Drops what native code writes to file descriptor 1 from now on; `sys.stdout` still reaches the terminal."""
     sys.stdout.flush()
     terminal = os.dup(1)
     with open(os.devnull, "w") as devnull:
         os.dup2(devnull.fileno(), 1)
-    try:
-        yield
-    finally:
-        os.dup2(terminal, 1)
-        os.close(terminal)
+    sys.stdout = os.fdopen(terminal, "w", buffering=1, errors="backslashreplace")
 
 
 def say(text: str = "") -> None:

@@ -105,15 +105,15 @@ def _connect(coordinator: str | None, num_processes: int | None, process_id: int
     """Starts JAX's distributed runtime; returns once all processes are connected."""
     if coordinator and process_id:
         _require_listener(coordinator)  # without a listener JAX aborts the process
-    with console.no_native_output():  # Gloo announces itself
-        jax.distributed.initialize(
-            coordinator,
-            num_processes,
-            process_id,
-            heartbeat_timeout_seconds=3 * heartbeat.SECONDS,  # then JAX aborts this process
-            initialization_timeout=CONNECT_SECONDS,
-        )
-        barrier("joined")
+    console.drop_native_output()  # Gloo announces each group of devices
+    jax.distributed.initialize(
+        coordinator,
+        num_processes,
+        process_id,
+        heartbeat_timeout_seconds=3 * heartbeat.SECONDS,  # then JAX aborts this process
+        initialization_timeout=CONNECT_SECONDS,
+    )
+    barrier("joined")
 
 
 def _require_listener(address: str) -> None:
