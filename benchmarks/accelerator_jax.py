@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from benchmarks.reference import load_case, random_variables
+from benchmarks.train_program import make_train_program
 from benchmarks.workload import compare_logits, load_recipe, random_batch, time_calls, with_largest_batch
 from isnet_jax import create_model
 from isnet_jax.checkpoints import torch_names
@@ -17,7 +18,6 @@ from isnet_jax.evaluation.inference import predict_classes
 from isnet_jax.input import photometry
 from isnet_jax.models.isnet import ISNet
 from isnet_jax.runtime import roofline, sharding
-from isnet_jax.training.step import make_optimizer, make_schedule, make_train_step, state_from_variables
 
 
 def open_device() -> tuple[str, bool]:
@@ -52,15 +52,11 @@ def speed(recipe: str, training: bool, quick: bool) -> dict[str, Any]:
 
     def measure(batch_size):
         images, labels = random_batch(shape, batch_size, model.num_classes)
-        window = np.tile(np.array([0, 0, *shape], np.int32), (batch_size, 1))
-        batch = sharding.to_devices({"image": images, "label": labels, "window": window}, mesh)
         if training:
-            schedule = make_schedule(config.train, 100_000)
-            optimizer = make_optimizer(config.train, schedule)
-            function = make_train_step(model, optimizer, schedule, config, mesh, sharding.replicated(mesh))
-            inputs, state = batch, jax.jit(partial(state_from_variables, optimizer=optimizer))(variables)
+            function, state, inputs = make_train_program(config, model, variables, images, labels, mesh)
         else:
-            function, inputs, state = jax.jit(partial(predict, model=model)), batch["image"], jax.device_put(variables)
+            function, state = jax.jit(partial(predict, model=model)), jax.device_put(variables)
+            inputs = sharding.to_devices({"image": images}, mesh)["image"]
         began = time.perf_counter()
         compiled = function.lower(state, inputs).compile()
         compile_seconds, memory, metrics = time.perf_counter() - began, compiled.memory_analysis(), {}

@@ -12,14 +12,14 @@ import jax
 import numpy as np
 
 from benchmarks.accelerator_jax import count_image_flops
-from benchmarks.compare_work import LEARNING_RATE, STEPS, best_rate, load_batch, logits_sample
+from benchmarks.compare_work import STEPS, best_rate, load_batch, logits_sample
 from benchmarks.reference import random_variables
+from benchmarks.train_program import make_train_program
 from isnet_jax import config as configs
 from isnet_jax import create_model
 from isnet_jax.input import photometry
 from isnet_jax.models.isnet import ISNet
 from isnet_jax.runtime import compiler, sharding
-from isnet_jax.training.step import make_optimizer, make_schedule, make_train_step, state_from_variables
 
 
 def matrix_rate(dtype: str) -> float:
@@ -27,21 +27,14 @@ def matrix_rate(dtype: str) -> float:
     side = 8192 if jax.default_backend() != "cpu" else 2048
     a, b = (jax.random.normal(jax.random.key(i), (side, side), dtype) for i in range(2))
     product = jax.jit(partial(jax.numpy.matmul, precision="highest" if dtype == "float32" else None))
-    return best_rate(lambda: product(a, b).block_until_ready(), side)
+    return best_rate(lambda: product(a, b).block_until_ready(), 2 * side**3)
 
 
 def measure_train(model: ISNet, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Seconds of each train step of a run, after the first, and the losses of the first two."""
-    config = configs.default(model.backbone)
+    config, mesh = configs.default(model.backbone), sharding.make_mesh(devices=jax.devices()[:1])
     config.augment.photometric = False
-    config.train.base_lr = config.train.min_lr = LEARNING_RATE
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    schedule = make_schedule(config.train, 1000)
-    optimizer = make_optimizer(config.train, schedule)
-    window = np.tile(np.array([0, 0, *images.shape[1:3]], np.int32), (len(images), 1))
-    batch = sharding.to_devices({"image": images, "label": labels, "window": window}, mesh)
-    step = make_train_step(model, optimizer, schedule, config, mesh, sharding.replicated(mesh))
-    state = jax.jit(partial(state_from_variables, optimizer=optimizer))(random_variables(model))
+    step, state, batch = make_train_program(config, model, random_variables(model), images, labels, mesh)
     start = time.perf_counter()
     step = step.lower(state, batch).compile()
     compile_seconds, seconds, losses = time.perf_counter() - start, [], []

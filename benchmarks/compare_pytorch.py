@@ -13,7 +13,8 @@ import torch
 
 from benchmarks import torch_isnet
 from benchmarks.compare_evaluation_torch import MEAN, STD, create_network
-from benchmarks.compare_work import LEARNING_RATE, STEPS, best_rate, load_batch, logits_sample
+from benchmarks.compare_work import STEPS, best_rate, load_batch, logits_sample
+from benchmarks.workload import LEARNING_RATE
 
 
 def measure(call: Callable[[], Any], device: str) -> tuple[list[float], list[Any], float]:
@@ -67,7 +68,7 @@ def _main() -> None:
     torch.backends.cudnn.benchmark = True
     side, dtype = (8192 if device == "cuda" else 2048), getattr(torch, spec["dtype"])
     a, b = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
-    rate = best_rate(lambda: (a @ b)[0, 0].item(), side)
+    rate = best_rate(lambda: (a @ b)[0, 0].item(), 2 * side**3)
     measured = run(spec, device)
     if device == "cuda":
         peak = torch.cuda.max_memory_allocated()

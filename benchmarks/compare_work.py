@@ -9,7 +9,6 @@ import numpy as np
 from benchmarks.workload import random_batch
 
 STEPS = 3  # timed in each process, after one that is not
-LEARNING_RATE = 1e-4  # weights are random: at the recipe's rate the second loss would differ by rounding alone
 
 
 def load_batch(spec: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -17,15 +16,15 @@ def load_batch(spec: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     return random_batch(tuple(spec["size"]), spec["batch"], spec["classes"])
 
 
-def best_rate(product: Callable[[], Any], side: int) -> float:
-    """FLOP/s of the fastest of eight products of two square matrices; `product` waits for its result."""
-    product()
+def best_rate(call: Callable[[], Any], flops: float) -> float:
+    """FLOP/s of the fastest of eight calls, after a first one; `call` waits for its result."""
+    call()
     seconds = []
     for _ in range(8):
         start = time.perf_counter()
-        product()
+        call()
         seconds.append(time.perf_counter() - start)
-    return 2 * side**3 / min(seconds)
+    return flops / min(seconds)
 
 
 def logits_sample(logits: np.ndarray) -> list[float]:

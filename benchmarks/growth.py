@@ -28,13 +28,13 @@ import numpy as np
 from benchmarks import docs
 from benchmarks.paths import IMAGES
 from benchmarks.reference import random_variables
-from benchmarks.workload import LEARNING_RATE, cpu_name, random_batch
+from benchmarks.train_program import make_train_program
+from benchmarks.workload import cpu_name, random_batch
 from isnet_jax import config as configs
 from isnet_jax.evaluation.loop import make_eval_step
 from isnet_jax.models.isnet import ISNet
 from isnet_jax.runtime import roofline, sharding
 from isnet_jax.runtime.console import aligned
-from isnet_jax.training.step import make_optimizer, make_schedule, make_train_step, state_from_variables
 
 PROGRAMS = "train", "evaluate"
 QUANTITIES = {"seconds": "s", "memory": "GiB", "flops": "TFLOP", "communication": "GB"}
@@ -60,28 +60,18 @@ def measure(
     backbone: str, program: str, size: tuple[int, int], classes: int = 150, batch: int = 1, devices: int = 1
 ) -> dict[str, float]:
     """Seconds of a step in float32, FLOPs of all devices, and of each its bytes of memory and of communication."""
-    config = configs.default(backbone)
-    config.augment.crop_size = size
-    config.train.base_lr = config.train.min_lr = LEARNING_RATE
-    mesh, model = sharding.make_mesh(devices=jax.devices()[:devices]), ISNet(backbone, classes)
+    config, model = configs.default(backbone), ISNet(backbone, classes)
+    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
     images, labels = random_batch(size, batch, min(classes, 255))
-    variables = random_variables(model)
     if program == "train":
-        window = np.tile(np.array([0, 0, *size], np.int32), (batch, 1))
-        schedule = make_schedule(config.train, 1000)
-        optimizer = make_optimizer(config.train, schedule)
-        state = jax.jit(lambda v: state_from_variables(v, optimizer), out_shardings=sharding.replicated(mesh))(
-            variables
-        )
-        step = make_train_step(model, optimizer, schedule, config, mesh, sharding.replicated(mesh))
-        arrays = sharding.to_devices({"image": images, "label": labels, "window": window}, mesh)
+        step, state, arrays = make_train_program(config, model, random_variables(model), images, labels, mesh)
         traced = step.trace(state, arrays)
     else:
-        state = jax.device_put(variables, sharding.replicated(mesh))
-        step = make_eval_step(model, mesh, configs.inference_settings(config))
+        state = jax.device_put(random_variables(model), sharding.replicated(mesh))
         sizes = np.tile(np.array(size, np.int32), (batch, 1))
-        arrays = sharding.to_devices({"image": images, "label": labels, "image_size": sizes, "label_size": sizes}, mesh)
-        traced = step.trace(state, arrays, False)
+        named = {"image": images, "label": labels, "image_size": sizes, "label_size": sizes}
+        arrays = sharding.to_devices(named, mesh)
+        traced = make_eval_step(model, mesh, configs.inference_settings(config)).trace(state, arrays, False)
     compiled, seconds = traced.lower().compile(), []
     for _ in range(4):  # the first of which is not counted
         start = time.perf_counter()

@@ -5,13 +5,12 @@ usage: python -m benchmarks.products [--quick] [--write]
   --quick  small maps, in seconds
   --write  writes docs/performance.md and its raw numbers
 
-Each is float32, for one image: the fastest of five runs, as a share of the rate of a product of square matrices. All
+Each is float32, for one image: the fastest of eight runs, as a share of the rate of a product of square matrices. All
 are compiled with the options of a run (isnet_jax/runtime/compiler.py), convolutions also with XLA's defaults.
 """
 
 import argparse
 import os
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -23,6 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from benchmarks import docs
+from benchmarks.compare_work import best_rate
 from benchmarks.workload import cpu_name
 from isnet_jax.models import layers
 from isnet_jax.runtime import compiler, sharding
@@ -34,13 +34,14 @@ HIGHEST = lax.Precision.HIGHEST
 
 
 def rate(function: Callable, arguments: tuple, flops: float, options: dict[str, str]) -> float:
-    """FLOP/s of the fastest of five calls."""
-    compiled, seconds = jax.jit(function, compiler_options=options).lower(*arguments).compile(), []
-    for _ in range(6):
-        start = time.perf_counter()
-        jax.block_until_ready(compiled(*arguments))
-        seconds.append(time.perf_counter() - start)
-    return flops / min(seconds[1:])
+    """FLOP/s of the function, compiled with the options."""
+    compiled = jax.jit(function, compiler_options=options).lower(*arguments).compile()
+    return best_rate(lambda: jax.block_until_ready(compiled(*arguments)), flops)
+
+
+def gradient(function: Callable, argument: int) -> Callable:
+    """The gradient of function(x, kernel) for one argument, as a function of both and of the result's gradient."""
+    return lambda x, kernel, dy: jax.vjp(function, x, kernel)[1](dy)[argument]
 
 
 def conv(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
@@ -82,8 +83,8 @@ def forms(quick: bool) -> list[tuple[str, str, Callable, tuple, float]]:
         name = f"3x3, {inputs} to {outputs}"
         found += [
             (name, "forward", apply, (x, kernel), flops),
-            (name, "input's gradient", lambda x, k, dy, f=apply: jax.vjp(f, x, k)[1](dy)[0], (x, kernel, dy), flops),
-            (name, "kernel's gradient", lambda x, k, dy, f=apply: jax.vjp(f, x, k)[1](dy)[1], (x, kernel, dy), flops),
+            (name, "input's gradient", gradient(apply, 0), (x, kernel, dy), flops),
+            (name, "kernel's gradient", gradient(apply, 1), (x, kernel, dy), flops),
             (name, "kernel's, nine products", partial(gradient_as_nine_products, dilation=dilation), (x, dy), flops),
             (name, "kernel's, unfolded", partial(gradient_of_unfolded, dilation=dilation), (x, dy), flops),
         ]
@@ -93,8 +94,7 @@ def forms(quick: bool) -> list[tuple[str, str, Callable, tuple, float]]:
         autodiff, flops = partial(jnp.matmul, precision=HIGHEST), 2 * inputs * outputs * side**2
         name = f"1x1, {inputs} to {outputs}"
         for form, apply in ("", layers.matmul), (", autodiff", autodiff):
-            gradient = lambda x, k, dy, f=apply: jax.vjp(f, x, k)[1](dy)[1]  # noqa: E731
-            found.append((name, f"kernel's gradient{form}", gradient, (x, kernel, dy), flops))
+            found.append((name, f"kernel's gradient{form}", gradient(apply, 1), (x, kernel, dy), flops))
         found.append((name, "forward", layers.matmul, (x, kernel), flops))
     return found
 

@@ -1,11 +1,9 @@
 """What benchmarks.accelerator has both frameworks compute, and how it times them."""
 
 import gc
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ from ml_collections import ConfigDict
 
 from benchmarks.recipes import load_config
 from benchmarks.reference import weights
+from isnet_jax.runtime import compiler
 
 LEARNING_RATE = 1e-4  # weights are random, not pretrained: at the recipe's rate they might overflow while being timed
 
@@ -49,11 +48,7 @@ def compare_logits(computed: np.ndarray, recorded: np.ndarray) -> dict[str, floa
 
 def cpu_name() -> str:
     """The model of the CPU, as in `AMD EPYC 9B45`."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        lines = []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+    return compiler.cpu_info("model name").rpartition(": ")[2]
 
 
 def time_calls(call: Callable[[], Any], wait: Callable[[Any], Any]) -> tuple[float, float]:

@@ -49,9 +49,13 @@ def _supports_cpu_options() -> bool:
 
 def cpu_kind() -> str:
     """A name that CPUs with the same instructions share."""
+    return f"{platform.machine()}-{zlib.crc32(cpu_info('flags', 'Features').encode()):08x}"
+
+
+def cpu_info(*fields: str) -> str:
+    """The first line of /proc/cpuinfo that starts with one of the fields; without one, what Python knows of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux
         lines = []
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
-    return f"{platform.machine()}-{zlib.crc32(flags.encode()):08x}"
+    return next((line for line in lines if line.startswith(fields)), platform.processor())

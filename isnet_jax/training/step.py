@@ -102,7 +102,7 @@ def train_step(
             mutable=["batch_stats"],
             rngs={"dropout": dropout_key},
         )
-        if mesh:  # blocks of rows are no strips: else their loop would exchange data in each iteration
+        if mesh:  # whole images: the losses' loop over rows would exchange data between strips in each iteration
             outputs = jax.lax.with_sharding_constraint(outputs, sharding.batch_sharding(mesh))
         losses = isnet_losses(outputs, batch["label"])
         return losses["total"], (losses, updated["batch_stats"])
