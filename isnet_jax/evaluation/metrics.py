@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, SupportsFloat
 
 import jax
@@ -23,6 +24,26 @@ def confusion_matrices(
 
     Pixels labelled 255 are ignored.
     """
+    return lax.platform_dependent(
+        jnp.asarray(predictions),
+        jnp.asarray(labels),
+        cpu=partial(_count_one_by_one, num_classes=num_classes),
+        default=partial(_count_by_products, num_classes=num_classes),
+    )
+
+
+def _count_one_by_one(predictions, labels, num_classes):
+    """A scatter, which a CPU computes in a hundredth of the products' time."""
+
+    def count(pairs):
+        return jnp.zeros(num_classes**2, jnp.int32).at[pairs.reshape(-1)].add(1, mode="drop")
+
+    pairs = labels.astype(jnp.int32) * num_classes + predictions  # 255 lies beyond the counters and is dropped
+    return jax.vmap(count)(pairs).reshape(-1, num_classes, num_classes)
+
+
+def _count_by_products(predictions, labels, num_classes):
+    """Products of one-hot vectors, which accelerators compute faster than they scatter."""
     blocks = -(-labels.shape[1] // BLOCK_ROWS)
     padding = ((0, 0), (0, blocks * BLOCK_ROWS - labels.shape[1]), (0, 0))
 
