@@ -257,7 +257,10 @@ class SemanticLevelContext(nn.Module):
 
 
 class ISNet(nn.Module):
-    """The whole network. LIP uses `shortcut` and `leaky_relu`; `dropout` drops whole channels."""
+    """The whole network. LIP uses `shortcut` and `leaky_relu`; `dropout` drops whole channels.
+
+    For ablations, either context module can be left out: the features, or the image-level context, take its place.
+    """
 
     def __init__(
         self,
@@ -266,6 +269,8 @@ class ISNet(nn.Module):
         shortcut: bool = False,
         leaky_relu: bool = False,
         dropout: float = 0.1,
+        image_level_context: bool = True,
+        semantic_level_context: bool = True,
     ):
         super().__init__()
 
@@ -280,8 +285,8 @@ class ISNet(nn.Module):
         self.backbone_net = Backbone(backbone)
         first, _, third, last = self.backbone_net.channels
         self.bottleneck = conv_norm_act(last, 512, 3, act)
-        self.ilc_net = ImageLevelContext(512, act)
-        self.slc_net = SemanticLevelContext(512, act)
+        self.ilc_net = ImageLevelContext(512, act) if image_level_context else None
+        self.slc_net = SemanticLevelContext(512, act) if semantic_level_context else None
         self.decoder_stage1 = classifier(512, 1)
         self.shortcut = None
         if shortcut:
@@ -296,7 +301,9 @@ class ISNet(nn.Module):
         first, _, third, last = self.backbone_net(x)
         feats = self.bottleneck(last)
         stage1 = self.decoder_stage1(feats)
-        context = self.slc_net(feats, stage1, self.ilc_net(feats))
+        context = feats if self.ilc_net is None else self.ilc_net(feats)
+        if self.slc_net is not None:
+            context = self.slc_net(feats, stage1, context)
         if self.shortcut is not None:
             detail = self.shortcut(first)
             context = torch.cat([resize(context, detail.shape[2:]), detail], 1)

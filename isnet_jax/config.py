@@ -15,6 +15,7 @@ MAX_TEXT = 4096  # characters of a value, the longest path
 # Fields that earlier versions recorded under another name, or that are gone.
 RENAMED = {"test.max_programs": "test.max_shape_buckets"}
 REMOVED = ("train.microbatches",)
+ADDED = {"model.image_level_context": True, "model.semantic_level_context": True}  # what earlier versions did
 # Fields that change nothing in the result, so that a run may be resumed with other values.
 RESUMABLE_CHANGES = (
     "mesh",
@@ -50,6 +51,8 @@ def default(backbone: str = "resnet50") -> ConfigDict:
                 "num_classes": 0,
                 "activation": "relu",  # of the head: relu or leaky_relu
                 "shortcut": False,
+                "image_level_context": True,  # False, here and below: an ablation without the module
+                "semantic_level_context": True,
                 "dropout": 0.1,
                 "dtype": "float32",  # of activations: float32 or bfloat16
                 "remat": False,  # rematerialise each block in the backward pass, to save memory
@@ -250,6 +253,10 @@ def upgrade(recorded: Mapping[str, Any]) -> dict[str, Any]:
             value = config[section].pop(name)
             if field in RENAMED:
                 config[section][RENAMED[field].partition(".")[2]] = value
+    for field, value in ADDED.items():
+        section, _, name = field.partition(".")
+        if isinstance(config.get(section), dict):
+            config[section].setdefault(name, value)
     return config
 
 

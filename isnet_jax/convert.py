@@ -40,7 +40,7 @@ def _main(config: "ConfigDict", flag_values: flags.FlagValues) -> None:
 
     source, target, model = flag_values.input, flag_values.output, config.model
     millions = convert_checkpoint(config, source, target) / 1e6
-    print(f"{source} -> {target}: {model.backbone} ISNet, {model.num_classes} classes, {millions:.1f} M parameters")
+    print(f"{source} -> {target}: {model.description}, {model.num_classes} classes, {millions:.1f} M parameters")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def load_pretrained(path: str | Path, model: ISNet, variables: Mapping[str, Any]
     if Path(path).is_dir():
         return load_variables(path, variables)
     state_dict = pth.state_dict(path)
-    is_isnet = any(name.startswith("ilc_net.") for name in state_dict)
+    is_isnet = any(name.startswith("decoder_stage1.") for name in state_dict)
     loaded = (from_torch if is_isnet else backbone_from_torch)(state_dict, model)
     return {
         collection: {

@@ -89,7 +89,7 @@ def _convert(state_dict: Mapping[str, Any], names: Mapping[str, tuple], network:
     if faults:
         raise UserError(
             f"The checkpoint does not hold {network} ({faults}). Check that config.model (backbone, num_classes, "
-            "shortcut) matches the checkpoint."
+            "shortcut, context modules) matches the checkpoint."
         )
     variables = {}
     for name, (path, _) in names.items():
@@ -109,7 +109,7 @@ def from_torch(state_dict: Mapping[str, Any], model: ISNet) -> dict[str, Any]:
     UserError that lists every name that is missing, unexpected or of the wrong shape.
     """
     shortcut = " and the shortcut" if model.shortcut else ""
-    network = f"an ISNet with {model.backbone} and {model.num_classes} classes{shortcut}"
+    network = f"the {model.description}, with {model.num_classes} classes{shortcut}"
     return _convert(state_dict, official_names(model), network)
 
 
@@ -125,7 +125,7 @@ def to_torch(variables: Mapping[str, Any], model: ISNet) -> dict[str, np.ndarray
     )
     if faults:
         raise UserError(
-            f"The variables are not those of an ISNet with {model.backbone} and {model.num_classes} classes ({faults})."
+            f"The variables are not those of the {model.description} with {model.num_classes} classes ({faults})."
         )
     state_dict = {}
     for name, (path, _) in official_names(model).items():

@@ -61,7 +61,7 @@ def evaluate_checkpoint(
         num_done, num_todo = int(record.done.sum()), int((~record.done).sum())
         count = len(shape_buckets.sizes)
         say(
-            f"{config.model.backbone} ISNet on {config.data.name} {config.data.eval_split}, {setting}: "
+            f"{model.description} on {config.data.name} {config.data.eval_split}, {setting}: "
             f"{len(data.evaluation)} images{f', {num_done} of them done' if num_done else ''}; "
             f"{count} padded shape{'s' if count > 1 else ''}, {100 * padding:.1f} % padding; {sharding.describe(mesh)}"
         )

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,7 +104,7 @@ def score(evaluation: Results) -> Scored:
         protocols.boundary_scores(evaluation.boundary.sum(0)),
         metrics.iou(bootstrap.resample(evaluation.counts)),
         metrics.iou(bootstrap.resample(evaluation.boundary)),
-        published.find(facts["dataset"], _backbone(evaluation), facts["split"], facts["setting"]),
+        published.find(facts["dataset"], _model(evaluation), facts["split"], facts["setting"]),
     )
 
 
@@ -285,8 +285,8 @@ def _sheet(a: Results, b: Results, chosen: np.ndarray) -> Image.Image:
     return pictures.comparison(rows, palette, names, titles=("where they differ", "A", "B"))
 
 
-def _backbone(evaluation: Results) -> str | None:
-    return evaluation.record["config"].get("model", {}).get("backbone")
+def _model(evaluation: Results) -> Mapping[str, Any]:
+    return evaluation.record["config"].get("model") or {}
 
 
 def _heading(label: str, scored: Scored) -> list[str]:
@@ -301,7 +301,7 @@ def _heading(label: str, scored: Scored) -> list[str]:
         if known
         else "nothing is published for this network, data and test setting"
     )
-    data = f"{facts['dataset']} {facts['split']}, {len(evaluation.images)} images; {_backbone(evaluation)}"
+    data = f"{facts['dataset']} {facts['split']}, {len(evaluation.images)} images; {_model(evaluation).get('backbone')}"
     ours = f"mIoU {percent(miou)} % (official protocol; 95 % interval {_range(scored.miou_interval)})"
     return [
         f"{label}{evaluation.directory}",

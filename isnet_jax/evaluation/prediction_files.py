@@ -61,7 +61,7 @@ def predict_images(
     predictor = Predictor(config, model, variables, inference_settings(config, tta))
     names, palette = class_names_and_palette(config)
     say(
-        f"{config.model.backbone} ISNet, {config.model.num_classes} classes, {sharding.describe(predictor.mesh)}, "
+        f"{model.description}, {config.model.num_classes} classes, {sharding.describe(predictor.mesh)}, "
         f"{len(images)} image{'s' if len(images) > 1 else ''}"
     )
     with translating_disk_and_memory_errors(f"The prediction into {output}", "--output", RESUME_HINT, MEMORY_ADVICE):

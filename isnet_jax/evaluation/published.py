@@ -13,6 +13,7 @@ SOURCE = (
     "https://github.com/SegmentationBLWX/sssegmentation/blob/0ee7fb9b75318762f492a7efbeccf363a494a65e/docs/"
     "modelzoo/isnet/README.md"
 )
+CONTEXT_MODULES = "image_level_context", "semantic_level_context"  # fields of config.model; off for ablations only
 SCALES = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
 
 
@@ -82,13 +83,15 @@ def official_setting(dataset: str, backbone: str, name: str) -> dict[str, Any]:
     return setting
 
 
-def find(dataset: str, backbone: str | None, split: str, setting: Mapping[str, Any]) -> Published | None:
-    """The published result to compare an evaluation with; None unless it follows the official test.
+def find(dataset: str, model: Mapping[str, Any], split: str, setting: Mapping[str, Any]) -> Published | None:
+    """The published result to compare an evaluation with; None unless network and test are the official ones.
 
-    setting: the "setting" of its results.json.
+    model: `config.model`, or what is known of it; setting: the "setting" of results.json.
     """
-    name = setting.get("name")
-    if backbone is None or (dataset, backbone) not in RESULTS or name not in ("single", "tta"):
+    backbone, name = model.get("backbone", ""), setting.get("name")
+    if (dataset, backbone) not in RESULTS or name not in ("single", "tta"):
+        return None
+    if not all(model.get(module, True) for module in CONTEXT_MODULES):
         return None
     official = official_setting(dataset, backbone, name)
     if split != BENCHMARKS[dataset].split or any(setting.get(field) != value for field, value in official.items()):

@@ -176,8 +176,7 @@ class EvaluationRecord:
     def _results(self, run: Mapping[str, Any]) -> dict[str, Any]:
         facts, names = self._facts, self._facts["names"]
         boundary = self.boundary.sum(0, dtype=np.int64)
-        backbone = facts["config"]["model"]["backbone"]
-        known = published.find(facts["dataset"], backbone, facts["split"], facts["setting"])
+        known = published.find(facts["dataset"], facts["config"]["model"], facts["split"], facts["setting"])
         return {
             **facts,
             "identity": self._identity,
@@ -194,7 +193,8 @@ class EvaluationRecord:
 
 def _identity(facts: Mapping[str, Any], stamp: Any) -> str:
     """Equal for two starts of the same evaluation: same checkpoint, data, test setting and network."""
-    network = [facts["config"]["model"][name] for name in RELEVANT]
+    model = facts["config"]["model"]
+    network = [model[name] for name in RELEVANT] + [name for name in published.CONTEXT_MODULES if not model[name]]
     return json.dumps([stamp, facts["dataset"], facts["split"], facts["setting"], facts["names"], network])
 
 

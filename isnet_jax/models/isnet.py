@@ -39,6 +39,8 @@ class ISNet(nn.Module):
     num_classes: int
     activation: str = "relu"  # of the head; the backbone keeps ReLU
     shortcut: bool = False  # stage 2 at stride 4, joined with the backbone's first stage
+    image_level_context: bool = True  # False, for ablations: the features R stand in for R_il
+    semantic_level_context: bool = True  # False, for ablations: stage 2 classifies R_il
     dropout: float = 0.1
     dtype: str = "float32"
     remat: bool = False  # rematerialise each block in the backward pass
@@ -47,6 +49,13 @@ class ISNet(nn.Module):
     def output_stride(self) -> int:
         """Stride of `logits`: an image of h x w has ceil(h / stride) x ceil(w / stride) of them."""
         return 4 if self.shortcut else 8
+
+    @property
+    def description(self) -> str:
+        """The backbone, and the context modules that are off: "resnet50 ISNet without image-level context"."""
+        levels = {"image-level": self.image_level_context, "semantic-level": self.semantic_level_context}
+        absent = " and ".join(level for level, is_on in levels.items() if not is_on)
+        return f"{self.backbone} ISNet" + (f" without {absent} context" if absent else "")
 
     @nn.compact
     def __call__(
@@ -76,12 +85,16 @@ class ISNet(nn.Module):
         x = apply_mask(jnp.asarray(images, dtype), masks[1])
         stage1, _, stage3, stage4 = BACKBONES[self.backbone](remat=self.remat, name="backbone")(x, train, masks)
         feats = layer(ConvBNAct)(HEAD_CHANNELS, 3, act=act, name="bottleneck")(stage4, train, mask)
-        image_context = layer(ImageLevelContext)(act, name="image_level_context")(feats, train, mask)
+        context = feats
+        if self.image_level_context:
+            context = layer(ImageLevelContext)(act, name="image_level_context")(feats, train, mask)
         x = layer(ConvBNAct)(HEAD_CHANNELS, act=act, name="stage1_head")(feats, train, mask)
         outputs = {"stage1_logits": classify(x, "stage1_classifier")}
-        x = layer(SemanticLevelContext, train_argument=4)(act, name="semantic_level_context")(
-            feats, outputs["stage1_logits"], image_context, train, mask
-        )
+        if self.semantic_level_context:
+            context = layer(SemanticLevelContext, train_argument=4)(act, name="semantic_level_context")(
+                feats, outputs["stage1_logits"], context, train, mask
+            )
+        x = context
         if self.shortcut:
             detail = ConvBNAct(48, use_bias=True, act=act, name="shortcut")(stage1, train, masks[4])
             x = apply_mask(resize(x, detail.shape[1:3], sizes[8], sizes[4]), masks[4])

@@ -158,7 +158,7 @@ def announce(config: ConfigDict, data: Data, mesh: Mesh, state: TrainState) -> N
     """Prints what is trained, on which data and devices."""
     num_params, step = sum(x.size for x in jax.tree.leaves(state.params)), int(state.step)
     say(
-        f"{config.model.backbone} ISNet, {config.model.num_classes} classes, {num_params / 1e6:.1f} M parameters, "
+        f"{create_model(config.model).description}, {config.model.num_classes} classes, {num_params / 1e6:.1f} M parameters, "
         f"{config.model.dtype}, {sharding.describe(mesh)}"
     )
     say(

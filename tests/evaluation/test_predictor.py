@@ -299,8 +299,10 @@ def test_recorded_config_upgrades_fields_of_earlier_versions(tmp_path):
     c = small_config(3, "folder", max_shape_buckets=5)
     old = c.to_dict()
     old["train"]["microbatches"], old["test"]["max_programs"] = 1, old["test"].pop("max_shape_buckets")
+    del old["model"]["image_level_context"], old["model"]["semantic_level_context"]
     atomic_write_text(tmp_path / "config.json", json.dumps(old))
     assert predictor.recorded_config(tmp_path).to_dict() == c.to_dict()
+    assert not config.differences(c.to_dict(), old)  # a run may be resumed
 
 
 def test_recorded_config_refuses_other_content(tmp_path):

@@ -54,12 +54,13 @@ def test_official_setting_equals_the_recipe(dataset, backbone, name):
 @pytest.mark.parametrize("dataset, backbone", published.RESULTS)
 def test_find_returns_the_result_of_the_official_test_only(dataset, backbone):
     config = recipe(dataset, backbone)
-    split = config.data.eval_split
+    split, model = config.data.eval_split, config.model.to_dict()
     for name, miou in zip(("single", "tta"), published.RESULTS[dataset, backbone]):
         setting = json.loads(json.dumps(recipe_setting(config, name)))
-        assert published.find(dataset, backbone, split, setting)[:3] == (split, miou, name)
+        assert published.find(dataset, model, split, setting)[:3] == (split, miou, name)
         for changes in {"resize": [96, 64]}, {"scales": [1.0, 2.0]}, {"mode": "other"}, {"name": "other"}:
-            assert published.find(dataset, backbone, split, setting | changes) is None
-        assert published.find(dataset, backbone, "train", setting) is None
-        assert published.find("camvid", backbone, "val", setting) is None
-        assert published.find(dataset, None, split, setting) is None
+            assert published.find(dataset, model, split, setting | changes) is None
+        assert published.find(dataset, model, "train", setting) is None
+        assert published.find("camvid", model, "val", setting) is None
+        for other in {}, {**model, "image_level_context": False}, {**model, "semantic_level_context": False}:
+            assert published.find(dataset, other, split, setting) is None

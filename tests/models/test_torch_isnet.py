@@ -124,10 +124,10 @@ def test_backbones_have_stride_eight(name):
     assert [tuple(stage.shape) for stage in stages] == [(1, base * 2**i, *size) for i, size in enumerate(sizes)]
 
 
-@pytest.mark.parametrize("backbone", slow_if(("resnet34", *DEEP), DEEP))
-def test_isnet_of_other_depths_equals_torch(backbone, x64):
-    model, variables = network(backbone)
-    net = torch_isnet.ISNet(backbone, 5, dropout=0.0)
+def assert_equals_torch(backbone, **fields):
+    """Outputs and losses in float64; `fields` are of both networks."""
+    model, variables = network(backbone, **fields)
+    net = torch_isnet.ISNet(backbone, 5, dropout=0.0, **fields)
     net.load_state_dict(
         {key: torch.from_numpy(np.asarray(value)) for key, value in torch_names.to_torch(variables, model).items()}
     )
@@ -149,6 +149,17 @@ def test_isnet_of_other_depths_equals_torch(backbone, x64):
         [wanted_losses[name].numpy() for name in ("aux", "stage1", "stage2", "total")],
         1e-9,
     )
+
+
+@pytest.mark.parametrize("backbone", slow_if(("resnet34", *DEEP), DEEP))
+def test_isnet_of_other_depths_equals_torch(backbone, x64):
+    assert_equals_torch(backbone)
+
+
+@pytest.mark.parametrize("image_level, semantic_level", [(False, True), (True, False), (False, False)])
+def test_isnet_without_context_modules_equals_torch(image_level, semantic_level, x64):
+    """Their parameters are absent, in both frameworks: the state dict is loaded strictly."""
+    assert_equals_torch("resnet18", image_level_context=image_level, semantic_level_context=semantic_level)
 
 
 @pytest.mark.parametrize("train", [True, False])
