@@ -105,11 +105,12 @@ def hsv_to_rgb(
     h: Float[Array | np.ndarray, "*n"], s: Float[Array | np.ndarray, "*n"], v: Float[Array | np.ndarray, "*n"]
 ) -> Float[Array, "*n 3"]:
     """Inverse of `rgb_to_hsv`: integers 0..255 in float32. Like OpenCV, it computes in float32 and truncates."""
-    s, v = s * np.float32(1 / 255), v * np.float32(1 / 255)
-    sextant = h * np.float32(1 / 30)
+    s, v = _product(s, np.float32(1 / 255)), v * np.float32(1 / 255)
+    sextant = _product(h, np.float32(1 / 30))
     index = jnp.floor(sextant)
     fraction = sextant - index
-    low, falling, rising = v * (1 - s), v * (1 - s * fraction), v * (1 - s + s * fraction)
+    part = _product(s, fraction)
+    low, falling, rising = v * (1 - s), v * (1 - part), v * (1 - s + part)
     orders = (
         (v, rising, low),
         (falling, v, low),
@@ -120,3 +121,8 @@ def hsv_to_rgb(
     )
     channels = [jnp.select([index == i for i in range(6)], [order[c] for order in orders]) for c in range(3)]
     return jnp.floor(jnp.stack(channels, axis=-1) * 255)
+
+
+def _product(x: Array | np.ndarray, y: Array | np.ndarray | np.floating) -> Array:
+    """x * y >= 0, rounded. The maximum, which changes nothing, keeps compilers from fusing it with an addition."""
+    return jnp.maximum(x * y, 0)

@@ -158,8 +158,8 @@ def announce(config: ConfigDict, data: Data, mesh: Mesh, state: TrainState) -> N
     """Prints what is trained, on which data and devices."""
     num_params, step = sum(x.size for x in jax.tree.leaves(state.params)), int(state.step)
     say(
-        f"{create_model(config.model).description}, {config.model.num_classes} classes, {num_params / 1e6:.1f} M parameters, "
-        f"{config.model.dtype}, {sharding.describe(mesh)}"
+        f"{create_model(config.model).description}, {config.model.num_classes} classes, "
+        f"{num_params / 1e6:.1f} M parameters, {config.model.dtype}, {sharding.describe(mesh)}"
     )
     say(
         f"{config.data.name}: {len(data.training)} training and {len(data.evaluation)} evaluation images, "

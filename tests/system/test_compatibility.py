@@ -19,7 +19,7 @@ from isnet_jax.checkpoints.torch_names import variable_shapes
 from isnet_jax.evaluation import comparison, results
 from isnet_jax.evaluation.predictor import recorded_config
 from isnet_jax.evaluation.results import read_metrics
-from isnet_jax.runtime import compiler, sharding
+from isnet_jax.runtime import sharding
 from isnet_jax.training.loop import train_and_evaluate
 
 
@@ -40,8 +40,6 @@ def test_run_of_0_1_resumes_with_the_same_losses(written_by_0_1, capsys, monkeyp
     devices = [sharding.jax.devices()[0]]
     make_mesh = sharding.make_mesh
     monkeypatch.setattr(sharding, "make_mesh", lambda setting, size=None: make_mesh(setting, size, devices))
-    # Tests compile at level 1, which rounds the distortion of colors otherwise.
-    monkeypatch.setitem(compiler._CPU_OPTIONS, "xla_backend_optimization_level", 3)
     train_and_evaluate(config, workdir)
     assert "resuming from step 3" in capsys.readouterr().out
     rows = [row for row in read_metrics(workdir / "metrics.jsonl") if row["step"] > 3]
