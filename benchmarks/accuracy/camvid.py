@@ -1,0 +1,19 @@
+"""CamVid at 160x120 with ResNet-18, in float32 from random weights: small enough for two CPU cores.
+
+The test is on the 233 test images, with labels at their original 480x360.
+"""
+
+from isnet_jax import config
+
+
+def get_config(backbone="resnet18"):
+    c = config.default(backbone)
+    c.model.num_classes = 11
+    c.data.name = "camvid"
+    c.data.eval_split = "test"
+    c.augment.resize = (160, 120)
+    c.augment.crop_size = (120, 160)
+    c.train.global_batch_size = 8
+    c.train.epochs = 24
+    c.test.resize = (160, 120)
+    return c

@@ -1,0 +1,80 @@
+"""Writes what both frameworks train from: the initial weights, and every batch as the train step sees it.
+
+usage: python -m benchmarks.accuracy.export --config=FILE --output=DIR [--stop=N] [--config.FIELD=VALUE ...]
+
+  --stop  writes the batches of the first N steps only
+
+DIR gets init.pth, an official state dict with the weights that a run of this config starts from; image.npy uint8
+(steps, B, H, W, 3) after photometric distortion; label.npy uint8 (steps, B, H, W); window.npy int32 (steps, B, 4), the
+unpadded region of each image; and config.json. It appears once it is whole.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+import tqdm
+from absl import flags
+from ml_collections import ConfigDict
+from numpy.lib.format import open_memmap
+
+from isnet_jax import cli
+from isnet_jax.checkpoints.torch_names import to_torch
+from isnet_jax.input import photometry, pipeline
+from isnet_jax.input.data import open_data
+from isnet_jax.models.isnet import create_model
+from isnet_jax.runtime import sharding
+from isnet_jax.training.step import init_state, make_optimizer, make_schedule
+
+
+def initial_weights(config: ConfigDict) -> dict[str, torch.Tensor]:
+    """The state dict that a run of `config` starts from."""
+    model, optimizer = create_model(config.model), make_optimizer(config.train, make_schedule(config.train, 1))
+    state = jax.device_get(jax.jit(lambda: init_state(model, optimizer, config.seed))())
+    return {name: torch.from_numpy(np.array(array)) for name, array in to_torch(state.variables, model).items()}
+
+
+def distorted(config: ConfigDict, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterable[dict[str, np.ndarray]]:
+    """The batches of a run from its first step on, with images as `training.step.train_step` distorts them."""
+    distort = jax.jit(photometry.distort)
+    for step, batch in enumerate(batches):
+        key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))[0]
+        image = np.asarray(distort(key, batch["image"])) if config.augment.photometric else batch["image"]
+        yield {"image": image.astype(np.uint8), "label": batch["label"], "window": batch["window"]}
+
+
+def export(config: ConfigDict, output: Path, stop: int | None) -> None:
+    """Writes the files of the module's docstring."""
+    data = open_data(config, sharding.training_mesh(config))
+    stop = stop or data.total_steps
+    partial = output.with_name(f"{output.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    torch.save(initial_weights(config), partial / "init.pth")
+    (partial / "config.json").write_text(json.dumps({**config.to_dict(), "total_steps": data.total_steps}))
+    files: dict[str, np.memmap] = {}
+    with pipeline.train_batches(data.training, config, 0, stop) as batches:
+        for step, batch in enumerate(tqdm.tqdm(distorted(config, batches), total=stop, disable=None)):
+            for name, array in batch.items():
+                if name not in files:
+                    files[name] = open_memmap(partial / f"{name}.npy", "w+", array.dtype, (stop, *array.shape))
+                files[name][step] = array
+    for file in files.values():
+        file.flush()
+    partial.rename(output)
+
+
+def _define_flags() -> None:
+    flags.DEFINE_string("output", None, "directory to write", required=True)
+    flags.DEFINE_integer("stop", None, "number of steps", lower_bound=1)
+
+
+def _main(config: ConfigDict, flag_values: Any) -> None:
+    export(config, Path(flag_values.output), flag_values.stop)
+
+
+if __name__ == "__main__":
+    cli.run(_main, __doc__, _define_flags, resume_hint="from the start")
