@@ -22,7 +22,7 @@ def get_config(backbone="resnet18"):
     c.augment.flip_pairs = drawn_people.FLIP_PAIRS
     c.augment.rotate_probability = 0.6
     c.train.global_batch_size = 8
-    c.train.epochs = 24
+    c.train.epochs = 20
     c.test.resize = (96, 96)
     c.test.keep_ratio = False
     return c
