@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test test-slow lint format
+.PHONY: install quickstart test test-slow accuracy-smoke lint format
 
 # Runs again only when the declared dependencies change.
 install: $(VENV)/installed
@@ -21,6 +21,11 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m ""
+
+# Trains a tiny network in both frameworks on the same few batches, and compares: minutes, not accuracy.
+accuracy-smoke: install
+	$(BIN)/python -c "import torch" || $(BIN)/pip install --quiet --quiet torch --constraint constraints.txt
+	$(BIN)/python -m benchmarks.accuracy.run --smoke
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -39,7 +39,7 @@ SMOKE = {  # changes of the people's config
     "augment.crop_size": "(64,64)",
     "test.resize": "(64,64)",
 }
-SMOKE_SPLITS = {"train": 80, "val": 24}
+SMOKE_SPLITS = {"train": 48, "val": 16}
 
 
 class Cores:
@@ -128,7 +128,7 @@ if __name__ == "__main__":
     parser.add_argument("--ablation", action="store_true")
     parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"))
     parser.add_argument("--jobs", type=int, default=1)
-    if sys.argv[1:] == ["--smoke"]:
-        smoke()
-    else:
-        main(**vars(parser.parse_args()))
+    try:
+        smoke() if sys.argv[1:] == ["--smoke"] else main(**vars(parser.parse_args()))
+    except RuntimeError as error:
+        sys.exit(f"error: {error}")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks import torch_isnet
 
-MEAN, STD = torch.tensor((123.675, 116.28, 103.53)).double(), torch.tensor((58.395, 57.12, 57.375)).double()
+MEAN, STD = torch.tensor([[123.675, 116.28, 103.53], [58.395, 57.12, 57.375]], dtype=torch.float64)
 SAVE_EVERY = 50  # steps
 
 

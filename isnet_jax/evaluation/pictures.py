@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # imports TensorFlow
     from isnet_jax.input.pipeline import EvalBatch
 
 MARGIN, HEADER, LEGEND_WIDTH = 6, 18, 150  # pixels around a panel, in height of a line of text, in width of an entry
-Row = tuple[np.ndarray, np.ndarray, np.ndarray]
+Row = tuple[np.ndarray, ...]  # image, ground truth, and one prediction or more
 
 
 def colorize(classes: np.ndarray, palette: ArrayLike) -> np.ndarray:
@@ -34,21 +34,23 @@ def comparison(
 ) -> Image.Image:
     """A sheet of rows with a legend of the classes.
 
-    rows: (image, ground truth, prediction) each, uint8 (H, W, 3) and integers (H, W). Predictions are black where the
-    ground truth is ignored.
+    rows: image, ground truth and predictions, a title for each, uint8 (H, W, 3) and integers (H, W). Predictions are
+    black where the ground truth is ignored.
     """
-    height = max(image.shape[0] for image, _, _ in rows)
-    width = max(image.shape[1] for image, _, _ in rows)
-    entries_per_line = max(1, (3 * (width + MARGIN)) // LEGEND_WIDTH)
+    height = max(image.shape[0] for image, *_ in rows)
+    width = max(image.shape[1] for image, *_ in rows)
+    total_width = len(titles) * (width + MARGIN)
+    entries_per_line = max(1, total_width // LEGEND_WIDTH)
     legend_lines = -(-len(names) // entries_per_line)
     legend_top = HEADER + len(rows) * (height + MARGIN)
-    sheet = Image.new("RGB", (3 * (width + MARGIN) + MARGIN, legend_top + legend_lines * HEADER + MARGIN), "white")
+    sheet = Image.new("RGB", (total_width + MARGIN, legend_top + legend_lines * HEADER + MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
         draw.text((MARGIN + column * (width + MARGIN), 3), title, fill="black")
-    for row, (image, ground_truth, prediction) in enumerate(rows):
-        judged = np.where(ground_truth == IGNORED, IGNORED, prediction)
-        for column, pixels in enumerate((image, colorize(ground_truth, palette), colorize(judged, palette))):
+    for row, (image, ground_truth, *predictions) in enumerate(rows):
+        judged = [np.where(ground_truth == IGNORED, IGNORED, prediction) for prediction in predictions]
+        panels = [image, *(colorize(classes, palette) for classes in (ground_truth, *judged))]
+        for column, pixels in enumerate(panels):
             sheet.paste(Image.fromarray(pixels), (MARGIN + column * (width + MARGIN), HEADER + row * (height + MARGIN)))
     for i, name in enumerate(names):
         x, y = MARGIN + (i % entries_per_line) * LEGEND_WIDTH, legend_top + (i // entries_per_line) * HEADER

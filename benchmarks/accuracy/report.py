@@ -1,0 +1,121 @@
+"""Writes the tables, curves and pictures of docs/accuracy.md from results.json.
+
+usage: python -m benchmarks.accuracy.report [--runs=DIR]
+
+  --runs  where benchmarks.accuracy.run kept everything (runs/accuracy): for the example predictions
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks import docs
+from benchmarks.accuracy import drawn_people, records
+from benchmarks.accuracy.parting import PARTED, STEPS
+from benchmarks.accuracy.runs import CURVE_STEPS, OURS, THEIRS
+from benchmarks.paths import IMAGES, ROOT
+from isnet_jax.datasets import tables
+from isnet_jax.evaluation import pictures
+
+PAGE = ROOT / "docs/accuracy.md"
+NAMES = {OURS: "isnet_jax", THEIRS: "PyTorch"}
+EXAMPLES = 4
+
+
+def results_table(entry: dict[str, Any]) -> str:
+    """Both frameworks, the difference of their means, and where their losses part without dropout."""
+    lines = [records.comparison(entry)]
+    for dtype in STEPS if "parting" in entry else ():
+        curves = entry["parting"][dtype]
+        agree = f"within {PARTED:.1%} for all {len(curves[OURS])} steps"
+        parted = agree if curves["parted"] is None else f"within {PARTED:.1%} up to step {curves['parted'] - 1}"
+        lines.append(f"without dropout, {dtype}: losses agree {parted}; largest difference {curves['largest']:.1e}")
+    return "\n".join(lines)
+
+
+def ablation_table(entry: dict[str, Any]) -> str:
+    """mIoU with and without the context modules, and the difference to the whole network."""
+    ablation = entry["ablation"]
+    lines = [records.table(ablation)]
+    for kind, scores in ablation.items():
+        found = records.difference(scores, ablation["both"]) if kind != "both" else None
+        if found:
+            interval = f"{records.CONFIDENCE:.0%} interval {found.low:+.2f} to {found.high:+.2f}"
+            lines.append(f"{kind} minus both: {found.mean:+.2f} points, {interval}")
+    return "\n".join(lines)
+
+
+def commands(entry: dict[str, Any]) -> str:
+    """The commands of the first seed of each framework, and the versions."""
+    lines = []
+    for kind in (OURS, THEIRS):
+        record = entry["runs"].get(f"{kind}-0")
+        lines += record["commands"] if record else []
+    versions = next(iter(entry["runs"].values()))["versions"]
+    return "\n".join([*dict.fromkeys(lines), ", ".join(f"{name} {value}" for name, value in versions.items())])
+
+
+def plot(results: dict[str, Any]) -> None:
+    """Loss curves of all seeds, and the difference of the losses without dropout, as docs/images/accuracy.png."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, grid = pyplot.subplots(
+        len(results), 2, figsize=(10, 3.2 * len(results)), layout="constrained", squeeze=False
+    )
+    for (data, entry), (left, right) in zip(results.items(), grid):
+        for color, kind in (("C0", OURS), ("C1", THEIRS)):
+            curves = [record["losses"] for record in entry["runs"].values() if record["kind"] == kind]
+            for i, curve in enumerate(curves):
+                steps = CURVE_STEPS * (np.arange(len(curve)) + 0.5)
+                left.plot(steps, curve, color=color, alpha=0.6, linewidth=1, label=None if i else NAMES[kind])
+        left.set(title=f"{data}: loss, each seed", xlabel="step", ylabel=f"mean of {CURVE_STEPS} steps")
+        left.legend()
+        for dtype in STEPS if "parting" in entry else ():
+            ours, theirs = (np.array(entry["parting"][dtype][kind]) for kind in (OURS, THEIRS))
+            right.semilogy(np.arange(len(ours)) + 1, np.abs(ours - theirs) / theirs, label=dtype)
+        right.axhline(PARTED, color="gray", linewidth=1, linestyle=":")
+        right.set(title=f"{data}, without dropout: difference of the losses", xlabel="step", ylabel="relative")
+        right.legend()
+        for panel in (left, right):
+            panel.grid(alpha=0.3)
+    figure.savefig(IMAGES / "accuracy.png", dpi=110)
+
+
+def draw_examples(runs: Path) -> None:
+    """Predictions of both frameworks on drawn people, of the first seed, as docs/images/accuracy_people.png."""
+    folder = runs / "people"
+    predictions = [folder / f"{kind}-0/evaluation/predictions" for kind in (OURS, THEIRS)]
+    if not all(map(Path.exists, predictions)):
+        return
+    paths = [
+        [folder / "source/val/images" / name, folder / "source/val/labels" / name, *(p / name for p in predictions)]
+        for name in sorted(path.name for path in predictions[0].glob("*.png"))[:EXAMPLES]
+    ]
+    rows = [tuple(np.asarray(Image.open(path)) for path in row) for row in paths]
+    palette = tables.distinct_colors(range(1, len(drawn_people.CLASSES) + 1))
+    titles = "image", "ground truth", *NAMES.values()
+    pictures.comparison(rows, palette, drawn_people.CLASSES, titles).save(IMAGES / "accuracy_people.png")
+
+
+def main(runs: Path) -> None:
+    """Writes the page."""
+    results = records.load()
+    for data, entry in results.items():
+        docs.write_section(PAGE, data, docs.as_code(results_table(entry).splitlines()))
+        docs.write_section(PAGE, f"{data}_commands", docs.as_code(commands(entry).splitlines()))
+        if "ablation" in entry:
+            docs.write_section(PAGE, f"{data}_ablation", docs.as_code(ablation_table(entry).splitlines()))
+    plot(results)
+    draw_examples(runs)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"))
+    main(**vars(parser.parse_args()))
