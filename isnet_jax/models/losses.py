@@ -43,11 +43,13 @@ def _forward(logits, labels):
     def add_block(state, block):
         (totals, grad), (block_rows, block_labels) = state, block
         x = _product("cw,brwk->brck", columns, _product("rh,bhwk->brwk", block_rows, logits))
+        x = x - x.max(-1, keepdims=True)
         # A comparison instead of a gather: one pass over x.
         is_label, counts = block_labels[..., None] == jnp.arange(x.shape[-1]), block_labels != IGNORED
-        normalizer = jax.nn.logsumexp(x, axis=-1)
-        loss = jnp.where(counts, normalizer - jnp.where(is_label, x, 0).sum(-1), 0)
-        x_grad = jnp.where(counts[..., None], jnp.exp(x - normalizer[..., None]) - is_label, 0)
+        exponentials = jnp.exp(x)
+        total = exponentials.sum(-1)
+        loss = jnp.where(counts, jnp.log(total) - jnp.where(is_label, x, 0).sum(-1), 0)
+        x_grad = exponentials * jnp.where(counts, 1 / total, 0)[..., None] - (is_label & counts[..., None])
         x_grad = _product("rh,brwk->bhwk", block_rows, _product("cw,brck->brwk", columns, x_grad))
         return (totals + loss.sum((1, 2)), grad + x_grad), None
 
