@@ -35,3 +35,14 @@ def test_rescale_equals_torch(scale, torch, x64):
     )
     assert tuple(size[0]) == wanted.shape[1:3]
     assert_close(padded[:, : size[0, 0], : size[0, 1]], wanted, 1e-12)
+
+
+@pytest.mark.parametrize("size", [(8, 12), (9, 12), (8, 13), (7, 5)])
+def test_a_strided_convolution_of_images_equals_torch(size, torch, x64):
+    rng = np.random.default_rng(9)
+    x, kernel = rng.standard_normal((2, *size, 3)), rng.standard_normal((3, 3, 3, 5))
+    wanted = torch.nn.functional.conv2d(
+        torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(kernel.transpose(3, 2, 0, 1)), stride=2, padding=1
+    )
+    y = layers.Conv(5, 3, 2).apply({"params": {"kernel": kernel}}, x)
+    assert_close(y, wanted.numpy().transpose(0, 2, 3, 1), 1e-12)
