@@ -1,4 +1,4 @@
-"""XLA settings: the compilation cache, and compiler options for CPUs."""
+"""XLA settings: the compilation cache, and compiler options for CPUs and TPUs."""
 
 import functools
 import os
@@ -7,10 +7,15 @@ import zlib
 from pathlib import Path
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-# YNNPACK for reductions only: its convolutions are slower than Eigen's, and without it reductions become slow windows.
-_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+_OPTIONS = {
+    # YNNPACK for reductions only: its convolutions are slower than Eigen's, and without it reductions become slow
+    # windows.
+    "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"},
+    # A small batch is not spread by cutting images into strips: that pads and copies the maps around each convolution.
+    "tpu": {"xla_tpu_run_space_to_batch": "false", "xla_tpu_run_space_to_batch_on_new_platforms": "false"},
+}
 
 
 def enable_cache() -> None:
@@ -34,14 +39,16 @@ def enable_cache() -> None:
 
 def options(mesh: Mesh) -> dict[str, str]:
     """Compiler options of programs that run the network on `mesh`."""
-    return _CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" and _supports_cpu_options() else {}
+    chosen = _OPTIONS.get(mesh.devices.flat[0].platform, {})
+    return chosen if chosen and _supports(mesh, tuple(chosen.items())) else {}
 
 
 @functools.cache
-def _supports_cpu_options() -> bool:
-    """Whether this version of XLA has them; they are experimental."""
+def _supports(mesh: Mesh, options: tuple[tuple[str, str], ...]) -> bool:
+    """Whether this version of XLA has all of the options; they are experimental."""
     try:
-        jax.jit(lambda: 0, compiler_options=_CPU_OPTIONS).lower().compile()
+        replicated = NamedSharding(mesh, PartitionSpec())
+        jax.jit(lambda: 0, out_shardings=replicated, compiler_options=dict(options)).lower().compile()
     except RuntimeError:  # JaxRuntimeError is one
         return False
     return True
