@@ -1,6 +1,7 @@
 """The network, its training and its test-time inference against the recorded official ones, number by number."""
 
 import functools
+import importlib.util
 import itertools
 import json
 import re
@@ -30,8 +31,8 @@ MODULES = {
 
 
 @functools.cache
-def evaluate(name, dtype):
-    """Outputs of an eval case, with those of the modules between."""
+def network_of(name):
+    """Jitted: variables and image of an eval case -> outputs, with those of the modules between."""
     case = load_case(name)
 
     @jax.jit
@@ -45,7 +46,15 @@ def evaluate(name, dtype):
         seen = {key: state["intermediates"][name]["__call__"][0] for key, name in MODULES.items()}
         return outputs | seen
 
-    return jax.device_get(forward(cast(case.variables, dtype), case.image.astype(dtype)))
+    return forward
+
+
+@functools.cache
+def evaluate(name, dtype, shift=0):
+    """Outputs of an eval case whose image is shifted around by so many columns."""
+    case = load_case(name)
+    image = np.roll(case.image, shift, axis=2).astype(dtype)
+    return jax.device_get(network_of(name)(cast(case.variables, dtype), image))
 
 
 def error(found, recorded):
@@ -68,12 +77,18 @@ def test_isnet_equals_recorded_outputs(name, x64):
 
 
 @pytest.mark.parametrize("name", case_names("eval"))
-def test_isnet_float32_stays_within_recorded_noise(name):
-    found, recorded = evaluate(name, "float32"), load_case(name).arrays
-    noise = error(found["logits"], recorded["logits"])
-    print(name, noise, recorded["float32_noise"])
-    assert found["logits"].dtype == np.float32
-    assert noise <= 3 * recorded["float32_noise"]
+def test_isnet_float32_stays_within_the_noise_of_torch(name, x64, torch):
+    """On five images, since the largest error on one is a matter of luck: another order of the sums may double it."""
+    net, ours, theirs = torch_network(load_case(name)).eval(), [], []
+    for shift in range(5):
+        found, exact = (evaluate(name, dtype, shift)["logits"] for dtype in ("float32", "float64"))
+        assert found.dtype == np.float32
+        ours.append(error(found, exact))
+        image = np.roll(load_case(name).image, shift, axis=2).astype(np.float32).transpose(0, 3, 1, 2)
+        with torch.no_grad():
+            theirs.append(error(net(torch.from_numpy(image.copy()))[0].numpy().transpose(0, 2, 3, 1), exact))
+    print(name, ours, theirs)
+    assert np.median(ours) <= 2 * np.median(theirs)
 
 
 @functools.cache
@@ -147,14 +162,24 @@ def test_train_steps_float32_stay_within_recorded_noise(name):
     assert (errors <= np.array([3, 100]) * recorded["float32_noise"][:2]).all()
 
 
+torch_isnet = load_module(ROOT / "benchmarks" / "torch_isnet.py") if importlib.util.find_spec("torch") else None
+
+
+def torch_network(case):
+    """The PyTorch network of a case in float32, without dropout."""
+    import torch
+
+    meta, lip = case.meta, case.meta.dataset == "lip"
+    net = torch_isnet.ISNet(meta.backbone, meta.num_classes, shortcut=lip, leaky_relu=lip, dropout=0.0)
+    net.load_state_dict({key: torch.from_numpy(np.asarray(value)) for key, value in case.state_dict.items()})
+    return net
+
+
 def torch_gradient_norms(case, reverse, memory_format):
     """Norms of PyTorch's first float32 gradients; neither the order of the images nor the layout should matter."""
     import torch
 
-    torch_isnet, meta = load_module(ROOT / "benchmarks" / "torch_isnet.py"), case.meta
-    lip = meta.dataset == "lip"
-    net = torch_isnet.ISNet(meta.backbone, meta.num_classes, shortcut=lip, leaky_relu=lip, dropout=0.0).train()
-    net.load_state_dict({key: torch.from_numpy(np.asarray(value)) for key, value in case.state_dict.items()})
+    net, meta = torch_network(case).train(), case.meta
     images = weights.image(meta.height, meta.width, meta.seed, meta.batch).transpose(0, 3, 1, 2)
     labels = weights.labels(meta.height, meta.width, meta.num_classes, meta.seed, meta.batch)
     order = slice(None, None, -1 if reverse else 1)
