@@ -1,10 +1,10 @@
-"""Writes the generated parts of README.md: the output of the quickstart, and the table of published results.
+"""Writes the generated parts of README.md: the output of the quickstart, and the table of the official recipes.
 
 usage: python -m benchmarks.readme quickstart LOG
        python -m benchmarks.readme recipes
 
   quickstart  the output that `make quickstart 2>&1 | tee LOG` has left in LOG, and docs/images/quickstart.png
-  recipes     the published mIoU of the official recipes, from isnet_jax/evaluation/published.py
+  recipes     the published mIoU of the official recipes, from isnet_jax/evaluation/published.py; measured numbers stay
 """
 
 import argparse
@@ -15,9 +15,6 @@ from benchmarks.docs import as_code, write_section
 from benchmarks.paths import README, ROOT
 from isnet_jax.evaluation import published
 
-DATASETS = {"ade20k": "ADE20K", "coco_stuff10k": "COCO-Stuff 10k", "cityscapes": "Cityscapes val", "lip": "LIP val"}
-BACKBONES = {"resnet50": "ResNet-50", "resnet101": "ResNet-101", "resnest101": "ResNeSt-101"}
-
 
 def quickstart_output(log: str) -> str:
     """The lines of the log from the description of the network to the last line of the run, as a code block."""
@@ -27,20 +24,21 @@ def quickstart_output(log: str) -> str:
     return as_code(line.replace(f"{ROOT}/", "") for line in lines[start : stop + 1])
 
 
-def recipes_table() -> str:
-    """The published mIoU of the official recipes in Markdown, single scale / multi-scale and flip."""
-    lines = [f"| | {' | '.join(BACKBONES.values())} |", "|---|---|---|---|"]
-    for dataset, title in DATASETS.items():
-        pairs = [published.BENCHMARKS[dataset].miou[backbone] for backbone in BACKBONES]
-        cells = [f"{single:.2f} / {multi:.2f}" for single, multi in pairs]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def recipes_table(text: str = "") -> str:
+    """The official recipes in Markdown, with the cells of `text`, an earlier table, that hold measured numbers."""
+    rows = dict.fromkeys(published.table_row(*recipe, {}) for recipe in published.RESULTS)
+    for line in text.splitlines():
+        empty = f"{line.rsplit('|', 2)[0]}| - / - |"
+        if empty in rows:
+            rows[empty] = line
+    heading = ["| recipe | published by the authors | measured here |", "|---|---|---|"]
+    return "\n".join([*heading, *(line or empty for empty, line in rows.items())])
 
 
 def main(part: str, log: Path | None = None) -> None:
     """Runs the command with the arguments of the usage."""
     if part == "recipes":
-        return write_section(README, "recipes", recipes_table())
+        return write_section(README, "recipes", recipes_table(README.read_text()))
     write_section(README, "quickstart", quickstart_output(log.read_text()))
     picture = ROOT / "docs/images/quickstart.png"
     picture.parent.mkdir(exist_ok=True)

@@ -5,6 +5,9 @@ usage: python -m isnet_jax.report DIR [--other=DIR2] [--output=FILE.html]
   DIR       the directory that isnet_jax.evaluate wrote
   --other   another evaluation of the same images to compare with
   --output  the page (default DIR/report.html)
+
+After an official test of an official recipe, it prints the row for README's table, too; with the test at a single scale
+as DIR and the one with scales and flip as DIR2, or the other way round, the row has both.
 """
 
 from typing import TYPE_CHECKING

@@ -61,6 +61,16 @@ RESULTS = {  # (data set, backbone): mIoU at a single scale, and with scales and
     (dataset, backbone): miou for dataset, benchmark in BENCHMARKS.items() for backbone, miou in benchmark.miou.items()
 }
 
+TITLES = {
+    "ade20k": "ADE20K val",
+    "coco_stuff10k": "COCO-Stuff 10k test",
+    "cityscapes": "Cityscapes val",
+    "lip": "LIP val",
+    "resnet50": "ResNet-50",
+    "resnet101": "ResNet-101",
+    "resnest101": "ResNeSt-101",
+}
+
 
 class Published(NamedTuple):
     """A published result."""
@@ -97,3 +107,13 @@ def find(dataset: str, model: Mapping[str, Any], split: str, setting: Mapping[st
     if split != BENCHMARKS[dataset].split or any(setting.get(field) != value for field, value in official.items()):
         return None
     return Published(split, RESULTS[dataset, backbone][name == "tta"], name, SOURCE)
+
+
+def table_row(dataset: str, backbone: str, measured: Mapping[str, float]) -> str:
+    """A row of README's table of recipes, in Markdown: published and measured mIoU, single scale / scales and flip.
+
+    measured: mIoU in percent by setting, "single" and "tta"; what is missing is a dash.
+    """
+    cells = [f"{measured[name]:.2f}" if name in measured else "-" for name in ("single", "tta")]
+    single, tta = RESULTS[dataset, backbone]
+    return f"| {TITLES[dataset]}, {TITLES[backbone]} | {single:.2f} / {tta:.2f} | {' / '.join(cells)} |"

@@ -20,8 +20,9 @@ from report_samples import write_evaluation, write_metrics
 from isnet_jax import report
 from isnet_jax.errors import UserError
 from isnet_jax.evaluation import protocols, results
+from isnet_jax.evaluation.published import official_setting
 from isnet_jax.evaluation.report import gallery
-from isnet_jax.evaluation.report.render import ENVIRONMENT, render
+from isnet_jax.evaluation.report.render import ENVIRONMENT, render, write_report
 from isnet_jax.runtime import files
 
 HOSTILE = "<script>alert('x')</script>&\"quoted\""
@@ -93,6 +94,19 @@ def edit(directory, target, **changes):
     fields = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({key: value for key, value in fields.items() if value is not None}))
     return target
+
+
+def test_report_prints_the_row_of_an_official_test(home, tmp_path, capsys):
+    tests = [official_setting("ade20k", "resnet50", name) | {"name": name} for name in ("single", "tta")]
+    for name, setting in zip("st", tests):
+        edit(home / "a", tmp_path / name, dataset="ade20k", split="val", setting=setting)
+    write_report(str(tmp_path / "s"), str(tmp_path / "t"))
+    miou = f"{100 * protocols.scores(results.load(home / 'a').confusion)['miou']:.2f}"
+    assert f"| ADE20K val, ResNet-50 | 44.22 / 45.03 | {miou} / {miou} |" in capsys.readouterr().out
+    write_report(str(tmp_path / "t"))
+    assert f"| ADE20K val, ResNet-50 | 44.22 / 45.03 | - / {miou} |" in capsys.readouterr().out
+    write_report(str(home / "a"), output=str(tmp_path / "a.html"))  # of another data set
+    assert "README" not in capsys.readouterr().out
 
 
 def test_report_shows_scores_charts_and_setting(home):

@@ -3,12 +3,13 @@
 Templates escape all text (autoescape) and fail on a name that does not exist (StrictUndefined).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
 
 from isnet_jax.errors import UserError
-from isnet_jax.evaluation import results
+from isnet_jax.evaluation import protocols, published, results
 from isnet_jax.evaluation.report import formatting
 from isnet_jax.evaluation.report.sections import header, sections
 from isnet_jax.evaluation.results import Results
@@ -26,18 +27,34 @@ ENVIRONMENT.filters |= {"percent": formatting.percent, "change_from": formatting
 
 
 def write_report(directory: str, other: str | None = None, output: str | None = None) -> None:
-    """Writes the page on the evaluation in a directory, and prints where.
+    """Writes the page on the evaluation in a directory, and prints where, and its row in README's table of recipes.
 
     other: the directory of an evaluation to compare with; output: the file, by default report.html in the directory.
     Raises UserError if an evaluation cannot be read or compared, or the file cannot be written.
     """
-    page = render(results.load(directory), results.load(other) if other else None)
+    evaluations = [results.load(path) for path in (directory, other) if path]
+    page = render(*evaluations)
     path = Path(output or Path(directory) / "report.html")
     try:
         atomic_write_text(path, page)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); choose another --output.") from None
     say(f"{path}: {len(page) / 1e6:.1f} MB, open it in a browser")
+    row = recipe_row(evaluations)
+    if row:
+        say(f"for the table of recipes in README.md: {row}")
+
+
+def recipe_row(evaluations: Sequence[Results]) -> str | None:
+    """The row of README's table of recipes, from official tests of one recipe; None without one."""
+    measured: dict[tuple[str, str], dict[str, float]] = {}
+    for evaluation in evaluations:
+        facts, model = evaluation.record, evaluation.record["config"].get("model") or {}
+        known = published.find(facts["dataset"], model, facts["split"], facts["setting"])
+        if known:
+            miou = 100 * protocols.scores(evaluation.confusion)["miou"]
+            measured.setdefault((facts["dataset"], model["backbone"]), {})[known.setting] = miou
+    return published.table_row(*recipe, measured[recipe]) if (recipe := next(iter(measured), None)) else None
 
 
 def render(evaluation: Results, other: Results | None = None) -> str:
