@@ -37,10 +37,11 @@ def _define_flags() -> None:
 
 def _main(config: "ConfigDict", flag_values: flags.FlagValues) -> None:
     from isnet_jax.checkpoints.conversion import convert_checkpoint
+    from isnet_jax.models.isnet import describe
 
     source, target, model = flag_values.input, flag_values.output, config.model
     millions = convert_checkpoint(config, source, target) / 1e6
-    print(f"{source} -> {target}: {model.description}, {model.num_classes} classes, {millions:.1f} M parameters")
+    print(f"{source} -> {target}: {describe(model)}, {model.num_classes} classes, {millions:.1f} M parameters")
 
 
 if __name__ == "__main__":

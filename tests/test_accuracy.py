@@ -3,13 +3,13 @@
 import json
 import re
 
-import jax
 import numpy as np
 import pytest
 from paths import ROOT
 from test_benchmarks import run
 
-from benchmarks.accuracy import drawn_people, records
+from benchmarks.accuracy import drawn_people, records, report
+from benchmarks.accuracy.runs import Experiment, Run
 from isnet_jax.config import default
 from isnet_jax.input import photometry
 from isnet_jax.training.step import make_schedule
@@ -41,10 +41,45 @@ def test_difference_of_means_has_the_interval_of_welch():
 def test_page_shows_every_record():
     text = (ROOT / "docs/accuracy.md").read_text()
     for data, entry in records.load().items():
-        for line in records.comparison(entry).splitlines():
+        for line in report.results_table(entry).splitlines():
             assert line.strip() in text, f"{data}: run python -m benchmarks.accuracy.report"
     for picture in re.findall(r"\]\((images/.*?)\)", text):
         assert (ROOT / "docs" / picture).exists()
+
+
+def test_report_writes_what_was_measured_so_far(tmp_path, monkeypatch):
+    record = {"kind": "ours", "seed": 0, "miou": 41.25, "losses": [2.0, 1.0], "commands": ["train"], "versions": {}}
+    curves = {"ours": [1.0, 2.0], "torch": [1.0, 2.1], "largest": 0.05, "diverged": 2}
+    results = {
+        "camvid": {"ours": [41.25], "runs": {"ours-0": record}},
+        "people": {"divergence": {"float32": curves, "float64": curves | {"diverged": None}}},
+    }
+    page = tmp_path / "accuracy.md"
+    page.write_text((ROOT / "docs/accuracy.md").read_text())
+    monkeypatch.setattr(records, "load", lambda: results)
+    monkeypatch.setattr(report, "PAGE", page)
+    monkeypatch.setattr(report, "IMAGES", tmp_path)
+    report.main(tmp_path)
+    text = page.read_text()
+    assert "41.25" in text and "losses agree within 0.1% for 1 of 2 steps, largest difference 5.0e-02" in text
+    assert (tmp_path / "accuracy.png").exists()
+
+
+def test_records_of_another_config_are_dropped(tmp_path, monkeypatch):
+    """And a folder with runs of another config is refused."""
+    monkeypatch.setattr(Run, "record", lambda run: {"kind": run.kind, "seed": run.seed, "miou": 40.0 + run.seed})
+    experiment, file = Experiment("camvid", tmp_path / "camvid", tmp_path, {}), tmp_path / "results.json"
+    experiment.claim()
+    experiment.claim()
+    for kind, seed in (("ours", 1), ("ours", 0), ("neither", 0)):
+        records.add(file, Run(experiment, kind, seed))
+    entry = records.load(file)["camvid"]
+    assert entry["ours"] == [40.0, 41.0] and entry["ablation"] == {"both": [40.0, 41.0], "neither": [40.0]}
+    other = experiment._replace(changes={"train.epochs": 2})
+    records.add(file, Run(other, "ours", 2))
+    assert records.load(file)["camvid"]["ours"] == [42.0]
+    with pytest.raises(RuntimeError, match="holds runs of another config"):
+        other.claim()
 
 
 @pytest.fixture
@@ -102,16 +137,22 @@ def test_pytorch_resumes_as_if_never_interrupted(batches, tmp_path, torch, monke
     torch_train.train(batches, tmp_path / "resumed", torch.float32)
     whole, resumed = (tmp_path / name for name in ("whole", "resumed"))
     assert (resumed / "losses.jsonl").read_text() == (whole / "losses.jsonl").read_text()
+    written = (whole / "isnet.pth").stat().st_mtime_ns
+    torch_train.train(batches, whole, torch.float32)  # is done
+    assert (whole / "isnet.pth").stat().st_mtime_ns == written
     weights = [torch.load(folder / "isnet.pth") for folder in (whole, resumed)]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 @pytest.mark.slow
 def test_both_frameworks_compute_the_same_losses_on_exported_batches(batches, tmp_path, torch):
-    """In float64 without dropout, the steps of momentum and weight decay included."""
+    """In float64 without dropout, the steps of momentum and weight decay included, as LIP's network has them."""
+    from benchmarks import torch_isnet
+
     config = json.loads((batches / "config.json").read_text())
-    config["model"]["dropout"] = 0.0
+    config["model"] |= {"dropout": 0.0, "shortcut": True, "activation": "leaky_relu"}
     (batches / "config.json").write_text(json.dumps(config))
+    torch.save(torch_isnet.ISNet("resnet18", 4, shortcut=True).state_dict(), batches / "init.pth")
     for module in ("jax_losses", "torch_train"):
         run(f"accuracy.{module}", str(batches), str(tmp_path / module), "--dtype=float64")
     losses = [
@@ -119,10 +160,12 @@ def test_both_frameworks_compute_the_same_losses_on_exported_batches(batches, tm
         for module in ("jax_losses", "torch_train")
     ]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-9)
-    assert len(losses[0]) == 3 and jax.config.jax_enable_x64 is False
+    assert len(losses[0]) == 3
 
 
 @pytest.mark.slow
 def test_smoke_trains_both_frameworks_and_ends_with_the_comparison(torch):
-    *_, ours, theirs, last = run("accuracy.run", "--smoke").splitlines()
-    assert ours.startswith("isnet_jax") and theirs.startswith("PyTorch") and "difference" in last
+    *_, ours, theirs, difference, first = run("accuracy.run", "--smoke").splitlines()
+    assert ours.startswith("isnet_jax") and theirs.startswith("PyTorch") and "difference" in difference
+    losses = list(map(float, re.findall(r"\d+\.\d+", first)))  # of the same batch, exported for PyTorch
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -30,6 +30,15 @@ MODULES = {
 }
 
 
+# The median over five images of the error of PyTorch's float32, as `error` measures it (benchmarks/torch_isnet.py).
+TORCH_NOISE = {
+    "eval_resnest50_182": 4.9e-5,
+    "eval_resnet101_20": 1.6e-5,
+    "eval_resnet18_19": 1.7e-5,
+    "eval_resnet50_150": 4.2e-5,
+}
+
+
 @functools.cache
 def network_of(name):
     """Jitted: variables and image of an eval case -> outputs, with those of the modules between."""
@@ -51,7 +60,7 @@ def network_of(name):
 
 @functools.cache
 def evaluate(name, dtype, shift=0):
-    """Outputs of an eval case whose image is shifted around by so many columns."""
+    """Outputs of an eval case whose image is rolled by `shift` columns."""
     case = load_case(name)
     image = np.roll(case.image, shift, axis=2).astype(dtype)
     return jax.device_get(network_of(name)(cast(case.variables, dtype), image))
@@ -77,18 +86,28 @@ def test_isnet_equals_recorded_outputs(name, x64):
 
 
 @pytest.mark.parametrize("name", case_names("eval"))
-def test_isnet_float32_stays_within_the_noise_of_torch(name, x64, torch):
+def test_isnet_float32_stays_within_the_noise_of_torch(name, x64):
     """On five images, since the largest error on one is a matter of luck: another order of the sums may double it."""
-    net, ours, theirs = torch_network(load_case(name)).eval(), [], []
+    noise = []
     for shift in range(5):
         found, exact = (evaluate(name, dtype, shift)["logits"] for dtype in ("float32", "float64"))
         assert found.dtype == np.float32
-        ours.append(error(found, exact))
+        noise.append(error(found, exact))
+    print(name, noise, TORCH_NOISE[name])
+    assert np.median(noise) <= 1.5 * TORCH_NOISE[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", case_names("eval"))
+def test_recorded_noise_is_that_of_torch(name, x64, torch):
+    net, noise = torch_network(load_case(name)).eval(), []
+    for shift in range(5):
         image = np.roll(load_case(name).image, shift, axis=2).astype(np.float32).transpose(0, 3, 1, 2)
         with torch.no_grad():
-            theirs.append(error(net(torch.from_numpy(image.copy()))[0].numpy().transpose(0, 2, 3, 1), exact))
-    print(name, ours, theirs)
-    assert np.median(ours) <= 2 * np.median(theirs)
+            logits = net(torch.from_numpy(image.copy()))[0].numpy().transpose(0, 2, 3, 1)
+        noise.append(error(logits, evaluate(name, "float64", shift)["logits"]))
+    print(name, noise)
+    assert TORCH_NOISE[name] / 2 <= np.median(noise) <= 2 * TORCH_NOISE[name]
 
 
 @functools.cache

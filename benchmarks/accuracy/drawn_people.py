@@ -33,14 +33,16 @@ Point = tuple[float, float]
 
 
 def write(folder: Path, splits: dict[str, int] = SPLITS) -> None:
-    """Writes {split}/images/NNN.png and {split}/labels/NNN.png, the same every time."""
+    """Writes {split}/images/NNN.png and {split}/labels/NNN.png, the same every time; the folder appears once whole."""
+    partial = folder.with_name(f"{folder.name}.partial")
     for number, (split, count) in enumerate(splits.items()):
         for kind in ("images", "labels"):
-            (folder / split / kind).mkdir(parents=True, exist_ok=True)
+            (partial / split / kind).mkdir(parents=True, exist_ok=True)
         for i in range(count):
             image, label = draw(np.random.default_rng([number, i]))
-            Image.fromarray(image).save(folder / split / "images" / f"{i:03d}.png")
-            Image.fromarray(label).save(folder / split / "labels" / f"{i:03d}.png")
+            Image.fromarray(image).save(partial / split / "images" / f"{i:03d}.png")
+            Image.fromarray(label).save(partial / split / "labels" / f"{i:03d}.png")
+    partial.rename(folder)
 
 
 def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

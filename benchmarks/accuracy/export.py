@@ -24,11 +24,12 @@ from numpy.lib.format import open_memmap
 
 from isnet_jax import cli
 from isnet_jax.checkpoints.torch_names import to_torch
+from isnet_jax.errors import UserError
 from isnet_jax.input import photometry, pipeline
 from isnet_jax.input.data import open_data
 from isnet_jax.models.isnet import create_model
 from isnet_jax.runtime import sharding
-from isnet_jax.training.step import init_state, make_optimizer, make_schedule
+from isnet_jax.training.step import init_state, make_optimizer, make_schedule, step_keys
 
 
 def initial_weights(config: ConfigDict) -> dict[str, torch.Tensor]:
@@ -42,13 +43,15 @@ def distorted(config: ConfigDict, batches: Iterable[Mapping[str, np.ndarray]]) -
     """The batches of a run from its first step on, with images as `training.step.train_step` distorts them."""
     distort = jax.jit(photometry.distort)
     for step, batch in enumerate(batches):
-        key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))[0]
+        key, _ = step_keys(config.seed, step)
         image = np.asarray(distort(key, batch["image"])) if config.augment.photometric else batch["image"]
         yield {"image": image.astype(np.uint8), "label": batch["label"], "window": batch["window"]}
 
 
 def export(config: ConfigDict, output: Path, stop: int | None) -> None:
-    """Writes the files of the module's docstring."""
+    """Writes the files of the module's docstring; raises UserError for a run that starts from other weights."""
+    if config.train.pretrained:
+        raise UserError("config.train.pretrained is set, but only runs from random weights are exported.")
     data = open_data(config, sharding.training_mesh(config))
     stop = stop or data.total_steps
     partial = output.with_name(f"{output.name}.partial")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from benchmarks import docs
 from benchmarks.accuracy import drawn_people, records
-from benchmarks.accuracy.parting import PARTED, STEPS
+from benchmarks.accuracy.divergence import STEPS, TOLERANCE, describe
 from benchmarks.accuracy.runs import CURVE_STEPS, OURS, THEIRS
 from benchmarks.paths import IMAGES, ROOT
 from isnet_jax.datasets import tables
@@ -26,13 +26,9 @@ EXAMPLES = 4
 
 
 def results_table(entry: dict[str, Any]) -> str:
-    """Both frameworks, the difference of their means, and where their losses part without dropout."""
-    lines = [records.comparison(entry)]
-    for dtype in STEPS if "parting" in entry else ():
-        curves = entry["parting"][dtype]
-        agree = f"within {PARTED:.1%} for all {len(curves[OURS])} steps"
-        parted = agree if curves["parted"] is None else f"within {PARTED:.1%} up to step {curves['parted'] - 1}"
-        lines.append(f"without dropout, {dtype}: losses agree {parted}; largest difference {curves['largest']:.1e}")
+    """Both frameworks, the difference of their means, and how long their losses agree without dropout."""
+    lines = [records.comparison(entry)] if "runs" in entry else []
+    lines += [describe(entry["divergence"], dtype) for dtype in STEPS] if "divergence" in entry else []
     return "\n".join(lines)
 
 
@@ -49,13 +45,14 @@ def ablation_table(entry: dict[str, Any]) -> str:
 
 
 def commands(entry: dict[str, Any]) -> str:
-    """The commands of the first seed of each framework, and the versions."""
-    lines = []
+    """The commands of a seed of each framework, and the versions."""
+    lines, versions = [], {}
     for kind in (OURS, THEIRS):
-        record = entry["runs"].get(f"{kind}-0")
-        lines += record["commands"] if record else []
-    versions = next(iter(entry["runs"].values()))["versions"]
-    return "\n".join([*dict.fromkeys(lines), ", ".join(f"{name} {value}" for name, value in versions.items())])
+        record = next((record for record in entry.get("runs", {}).values() if record["kind"] == kind), None)
+        if record:
+            lines += record["commands"]
+            versions |= record["versions"]
+    return "\n".join([*lines, ", ".join(f"{name} {version}" for name, version in versions.items())])
 
 
 def plot(results: dict[str, Any]) -> None:
@@ -70,20 +67,20 @@ def plot(results: dict[str, Any]) -> None:
     )
     for (data, entry), (left, right) in zip(results.items(), grid):
         for color, kind in (("C0", OURS), ("C1", THEIRS)):
-            curves = [record["losses"] for record in entry["runs"].values() if record["kind"] == kind]
+            curves = [record["losses"] for record in entry.get("runs", {}).values() if record["kind"] == kind]
             for i, curve in enumerate(curves):
                 steps = CURVE_STEPS * (np.arange(len(curve)) + 0.5)
                 left.plot(steps, curve, color=color, alpha=0.6, linewidth=1, label=None if i else NAMES[kind])
         left.set(title=f"{data}: loss, each seed", xlabel="step", ylabel=f"mean of {CURVE_STEPS} steps")
-        left.legend()
-        for dtype in STEPS if "parting" in entry else ():
-            ours, theirs = (np.array(entry["parting"][dtype][kind]) for kind in (OURS, THEIRS))
+        for dtype in STEPS if "divergence" in entry else ():
+            ours, theirs = (np.array(entry["divergence"][dtype][kind]) for kind in (OURS, THEIRS))
             right.semilogy(np.arange(len(ours)) + 1, np.abs(ours - theirs) / theirs, label=dtype)
-        right.axhline(PARTED, color="gray", linewidth=1, linestyle=":")
+        right.axhline(TOLERANCE, color="gray", linewidth=1, linestyle=":")
         right.set(title=f"{data}, without dropout: difference of the losses", xlabel="step", ylabel="relative")
-        right.legend()
         for panel in (left, right):
             panel.grid(alpha=0.3)
+            if panel.get_legend_handles_labels()[0]:
+                panel.legend()
     figure.savefig(IMAGES / "accuracy.png", dpi=110)
 
 
@@ -111,7 +108,8 @@ def main(runs: Path) -> None:
         docs.write_section(PAGE, f"{data}_commands", docs.as_code(commands(entry).splitlines()))
         if "ablation" in entry:
             docs.write_section(PAGE, f"{data}_ablation", docs.as_code(ablation_table(entry).splitlines()))
-    plot(results)
+    if results:
+        plot(results)
     draw_examples(runs)
 
 

@@ -17,6 +17,7 @@ docs/accuracy.md from it.
 
 import argparse
 import concurrent.futures
+import fcntl
 import os
 import queue
 import subprocess
@@ -25,16 +26,18 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.accuracy import drawn_people, records
-from benchmarks.accuracy.parting import Parting
-from benchmarks.accuracy.runs import ABLATIONS, OURS, THEIRS, Place, Run, python
+from benchmarks.accuracy.divergence import Divergence
+from benchmarks.accuracy.runs import ABLATIONS, OURS, THEIRS, Experiment, Run, python
 from benchmarks.paths import ROOT
 from isnet_jax.runtime.console import say
 
 DATA_SETS = "camvid", "people"
 SMOKE = {  # changes of the people's config
     "train.epochs": 4,
+    "model.dropout": 0.0,
     "augment.resize": "(72,72)",
     "augment.crop_size": "(64,64)",
     "test.resize": "(64,64)",
@@ -52,58 +55,63 @@ class Cores:
             self._free.put(available[i::jobs] or available)
 
     def run(self, commands: Sequence[Sequence[str]], log: Path) -> None:
-        """Runs commands one after the other on a free share, their output appended to `log`; raises RuntimeError."""
+        """Runs commands one after the other on a free share, their output appended to `log`.
+
+        Raises RuntimeError if one fails, or if a process of an earlier call still runs.
+        """
         cores = self._free.get()
         try:
             for command in commands:
-                with log.open("ab") as file:
-                    words = ["taskset", "--cpu-list", ",".join(map(str, cores)), *command]
-                    status = subprocess.run(words, cwd=ROOT, stdout=file, stderr=file).returncode
+                with log.open("ab") as file:  # locked until the child exits, even if this process is killed
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    args = ["taskset", "--cpu-list", ",".join(map(str, cores)), *command]
+                    status = subprocess.run(args, cwd=ROOT, stdout=file, stderr=file).returncode
                 if status:
                     last = (log.read_text(errors="replace").strip().splitlines() or [""])[-1]
                     raise RuntimeError(f"{' '.join(command)}: status {status}; {log} ends with: {last}")
+        except BlockingIOError:
+            raise RuntimeError(f"a process that writes {log} still runs: wait, or kill it") from None
         finally:
             self._free.put(cores)
 
 
-def train(task: Run | Parting, cores: Cores) -> None:
+def train(task: Run | Divergence, cores: Cores) -> None:
     """Does what is left of a task."""
     started = time.monotonic()
-    if not task.is_done:
-        cores.run(task.commands(), task.place.folder / f"{task.name}.log")
+    cores.run(task.remaining(), task.experiment.folder / f"{task.name}.log")
     minutes = (time.monotonic() - started) / 60
-    say(f"{task.place.data} {task.name}: {task.summary()}" + (f", {minutes:.0f} min" if minutes > 1 else ""))
+    say(f"{task.experiment.data} {task.name}: {task.summary()}" + (f", {minutes:.0f} min" if minutes > 1 else ""))
 
 
-def compare(place: Place, seeds: Sequence[int], ablation: bool, parting: bool, jobs: int, results: Path) -> None:
-    """Everything about a data set, most important first; each run is recorded when it is done."""
-    cores = Cores(jobs)
-    tasks: list[Run | Parting] = [Run(place, kind, seed) for seed in seeds for kind in (OURS, THEIRS)]
-    tasks += [Parting(place, seeds[0])] * parting
-    tasks += [Run(place, kind, seed) for seed in seeds for kind in ABLATIONS] * ablation
-    place.folder.mkdir(parents=True, exist_ok=True)
-    cores.run([python("isnet_jax.prepare", *place.flags(seeds[0], {}))], place.folder / "prepare.log")
+def compare(tasks: Sequence[Run | Divergence], jobs: int, results: Path) -> dict[str, Any]:
+    """Does all tasks of an experiment, in order, records each when it is done, and prints and returns the records."""
+    experiment, cores = tasks[0].experiment, Cores(jobs)
+    experiment.claim()
+    prepare = python("isnet_jax.prepare", *experiment.flags(0, {}))
+    cores.run([prepare], experiment.folder / "prepare.log")
     pool = concurrent.futures.ThreadPoolExecutor(jobs)
     try:
         pending = {pool.submit(train, task, cores): task for task in tasks}
         for future in concurrent.futures.as_completed(pending):
             future.result()
-            task = pending[future]
-            if isinstance(task, Run):
-                records.add_run(results, task)
-            else:
-                records.add_parting(results, place.data, task.curves())
+            records.add(results, pending[future])
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-    say(records.comparison(records.load(results)[place.data]))
+    entry = records.load(results)[experiment.data]
+    say(records.comparison(entry))
+    return entry
 
 
 def smoke() -> None:
     """Both frameworks on a few people, a few steps, from scratch."""
-    with tempfile.TemporaryDirectory() as folder:
-        drawn_people.write(Path(folder) / "source", SMOKE_SPLITS)
-        place = Place("people", Path(folder) / "people", Path(folder) / "source", SMOKE)
-        compare(place, [0], ablation=False, parting=False, jobs=1, results=Path(folder) / "results.json")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        drawn_people.write(folder / "source", SMOKE_SPLITS)
+        experiment = Experiment("people", folder / "people", folder / "source", SMOKE)
+        runs = [Run(experiment, kind, seed=0) for kind in (OURS, THEIRS)]
+        entry = compare(runs, 1, folder / "results.json")
+    first = [entry["runs"][run.name]["first_loss"] for run in runs]
+    say(f"loss of the first step: isnet_jax {first[0]:.6f}, PyTorch {first[1]:.6f}")
 
 
 def main(data: str, source: Path | None, seeds: str, ablation: bool, runs: Path, jobs: int) -> None:
@@ -114,9 +122,15 @@ def main(data: str, source: Path | None, seeds: str, ablation: bool, runs: Path,
         if not source.exists():
             drawn_people.write(source)
     if not source:
-        raise SystemExit("error: --source=DIR is missing")
-    place = Place(data, folder, source.resolve(), {})
-    compare(place, list(map(int, seeds.split(","))), ablation, True, jobs, records.FILE)
+        raise RuntimeError("--source=DIR is missing")
+    experiment, numbers = (
+        Experiment(data, folder, source.resolve(), {}),
+        list(dict.fromkeys(map(int, seeds.split(",")))),
+    )
+    tasks: list[Run | Divergence] = [Run(experiment, kind, seed) for seed in numbers for kind in (OURS, THEIRS)]
+    tasks.append(Divergence(experiment, numbers[0]))
+    tasks += [Run(experiment, kind, seed) for seed in numbers for kind in ABLATIONS] * ablation
+    compare(tasks, max(1, jobs), records.FILE)
 
 
 if __name__ == "__main__":
@@ -130,5 +144,7 @@ if __name__ == "__main__":
     parser.add_argument("--jobs", type=int, default=1)
     try:
         smoke() if sys.argv[1:] == ["--smoke"] else main(**vars(parser.parse_args()))
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command resumes")

@@ -1,11 +1,14 @@
 """The networks of the comparison: commands that train and evaluate each, its files, and what of it is recorded."""
 
+import importlib.metadata
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.paths import ROOT
+from isnet_jax import cli
 from isnet_jax.training.log import METRICS_FILE, read_metrics
 
 OURS, THEIRS = "ours", "torch"
@@ -15,49 +18,68 @@ ABLATIONS = {  # what our network does without
     "neither": {"model.image_level_context": False, "model.semantic_level_context": False},
 }
 CURVE_STEPS = 10  # averaged into a point of a loss curve
+CHECKPOINT_STEPS = 50
 
 
-class Place(NamedTuple):
-    """Where the runs of a data set live."""
+class Experiment(NamedTuple):
+    """A data set and the config of its runs."""
 
     data: str  # a config file beside this one
-    folder: Path
+    folder: Path  # of everything that is written
     source: Path  # of the data set
     changes: Mapping[str, Any]  # of the config, {field: value}
 
+    @property
+    def config_file(self) -> str:
+        """Relative to the repository's root."""
+        return f"benchmarks/accuracy/{self.data}.py"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What all runs share, as JSON has it."""
+        config = cli.load_config(str(ROOT / self.config_file)).to_dict()
+        return json.loads(json.dumps({**config, "changes": self.changes}))
+
+    def claim(self) -> None:
+        """Makes the folder and records the config in it; raises RuntimeError if it holds runs of another config."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        record = self.folder / "config.json"
+        if record.exists() and json.loads(record.read_text()) != self.config:
+            raise RuntimeError(f"{self.folder} holds runs of another config: choose another --runs, or delete it")
+        record.write_text(json.dumps(self.config))
+
     def flags(self, seed: int, changes: Mapping[str, Any]) -> list[str]:
-        """Of a command of isnet_jax: the config of a run."""
+        """Flags that give a command of isnet_jax the config of a run."""
         files = {"data.source": self.source, "data.data_dir": self.folder / "tfds"}
         fields = {"seed": seed, **files, **self.changes, **changes}
-        return [
-            f"--config=benchmarks/accuracy/{self.data}.py",
-            *(f"--config.{field}={value}" for field, value in fields.items()),
-        ]
+        return [f"--config={self.config_file}", *(f"--config.{field}={value}" for field, value in fields.items())]
 
-    def export(self, seed: int, output: Path, stop: int | None = None, **changes: Any) -> list[list[str]]:
-        """The command that exports the batches of a run to `output`, unless they are there."""
-        if output.exists():
-            return []
-        words = [f"--output={output}"] + [f"--stop={stop}"] * (stop is not None)
-        return [python("benchmarks.accuracy.export", *self.flags(seed, changes), *words)]
+    def export(self, seed: int, output: Path, *args: str, **changes: Any) -> list[str]:
+        """The command that exports the batches of a run to `output`."""
+        return python("benchmarks.accuracy.export", *self.flags(seed, changes), f"--output={output}", *args)
 
 
 class Run(NamedTuple):
     """A network to train and evaluate."""
 
-    place: Place
+    experiment: Experiment
     kind: str  # OURS, THEIRS, or one of ABLATIONS
     seed: int
 
     @property
     def name(self) -> str:
-        """Unique among the runs of a data set."""
+        """Unique in an experiment."""
         return f"{self.kind.replace(' ', '-')}-{self.seed}"
 
     @property
     def folder(self) -> Path:
         """Of everything that the run writes."""
-        return self.place.folder / self.name
+        return self.experiment.folder / self.name
+
+    @property
+    def batches(self) -> Path:
+        """What PyTorch trains on."""
+        return self.experiment.folder / f"batches-{self.seed}"
 
     @property
     def is_done(self) -> bool:
@@ -65,29 +87,39 @@ class Run(NamedTuple):
         return (self.folder / "evaluation/results.json").exists()
 
     def commands(self) -> list[list[str]]:
-        """Train the network and evaluate it; each resumes after an interrupt."""
-        flags = self.place.flags(self.seed, ABLATIONS.get(self.kind, {}))
+        """Commands that train the network and evaluate it; each resumes after an interrupt."""
+        flags = self.experiment.flags(self.seed, ABLATIONS.get(self.kind, {}))
         evaluate = python("isnet_jax.evaluate", *flags, f"--output={self.folder / 'evaluation'}")
-        if self.kind != THEIRS:
-            train = python("isnet_jax.main", *flags, f"--workdir={self.folder}", "--config.run.log_every_steps=1")
-            return [train, [*evaluate, f"--checkpoint={self.folder}"]]
-        batches = self.place.folder / f"batches-{self.seed}"
-        train = python("benchmarks.accuracy.torch_train", str(batches), str(self.folder))
-        return [*self.place.export(self.seed, batches), train, [*evaluate, f"--checkpoint={self.folder}/isnet.pth"]]
+        if self.kind == THEIRS:
+            train = python("benchmarks.accuracy.torch_train", str(self.batches), str(self.folder))
+            export = self.experiment.export(self.seed, self.batches)
+            return [export, train, [*evaluate, f"--checkpoint={self.folder}/isnet.pth"]]
+        every = "--config.run.log_every_steps=1", f"--config.run.checkpoint_every_steps={CHECKPOINT_STEPS}"
+        train = python("isnet_jax.main", *flags, f"--workdir={self.folder}", *every)
+        return [train, [*evaluate, f"--checkpoint={self.folder}"]]
+
+    def remaining(self) -> list[list[str]]:
+        """The commands that are not known to be done."""
+        if self.is_done:
+            return []
+        commands = self.commands()
+        return commands[1:] if self.kind == THEIRS and self.batches.exists() else commands
 
     def record(self) -> dict[str, Any]:
         """What results.json keeps of the run."""
         results = json.loads((self.folder / "evaluation/results.json").read_text())
-        scores = results["protocols"]["official"]
-        losses = read_losses(self.folder)
+        scores, losses = results["protocols"]["official"], read_losses(self.folder)
         points = range(0, len(losses) - CURVE_STEPS + 1, CURVE_STEPS)
+        versions = results["run"]["versions"]
         return {
+            "kind": self.kind,
             "seed": self.seed,
             **{name: scores[name] for name in ("miou", "pixel_accuracy", "iou")},
             "steps": len(losses),
+            "first_loss": losses[0],
             "losses": [round(sum(losses[i : i + CURVE_STEPS]) / CURVE_STEPS, 5) for i in points],
-            "commands": [shown(command, self.place) for command in self.commands()],
-            "versions": results["run"]["versions"],
+            "commands": [shown(command, self.experiment) for command in self.commands()],
+            "versions": versions | ({"torch": importlib.metadata.version("torch")} if self.kind == THEIRS else {}),
         }
 
     def summary(self) -> str:
@@ -107,12 +139,12 @@ def read_losses(folder: Path) -> list[float]:
     return [losses[step] for step in sorted(losses)]
 
 
-def python(module: str, *arguments: str) -> list[str]:
-    """A command."""
-    return [sys.executable, "-m", module, *arguments]
+def python(module: str, *args: str) -> list[str]:
+    """The command that runs a module."""
+    return [sys.executable, "-m", module, *args]
 
 
-def shown(command: Sequence[str], place: Place) -> str:
+def shown(command: Sequence[str], experiment: Experiment) -> str:
     """A command as a reader would type it."""
     text = " ".join(["python", *command[1:]])
-    return text.replace(str(place.source), "DIR").replace(str(place.folder), f"RUNS/{place.data}")
+    return text.replace(str(experiment.source), "DIR").replace(str(experiment.folder), f"RUNS/{experiment.data}")

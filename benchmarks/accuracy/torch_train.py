@@ -46,6 +46,8 @@ class Run:
             shortcut=model["shortcut"],
             leaky_relu=model["activation"] == "leaky_relu",
             dropout=model["dropout"],
+            image_level_context=model["image_level_context"],
+            semantic_level_context=model["semantic_level_context"],
         )
         self.net.load_state_dict(weights)
         self.net.to(dtype).train()
@@ -75,7 +77,7 @@ class Run:
         return {**parts, "step": self.step, "rng": torch.get_rng_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from the state of an interrupted run."""
+        """Resumes from the state of an interrupted run."""
         for name in ("net", "optimizer", "schedule"):
             getattr(self, name).load_state_dict(state[name])
         self.step = state["step"]
@@ -83,7 +85,7 @@ class Run:
 
 
 def save(state: Any, path: Path) -> None:
-    """Replaces the file in one go."""
+    """Replaces the file atomically."""
     temporary = path.with_suffix(".partial")
     torch.save(state, temporary)
     os.replace(temporary, path)
@@ -91,6 +93,8 @@ def save(state: Any, path: Path) -> None:
 
 def train(batches: Path, output: Path, dtype: torch.dtype) -> None:
     """Trains and writes as the module's docstring says."""
+    if (output / "isnet.pth").exists():
+        return
     config = json.loads((batches / "config.json").read_text())
     run = Run(config, torch.load(batches / "init.pth", weights_only=True), dtype)
     output.mkdir(parents=True, exist_ok=True)

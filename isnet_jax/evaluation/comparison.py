@@ -14,6 +14,7 @@ from isnet_jax.errors import UserError
 from isnet_jax.evaluation import bootstrap, metrics, pictures, protocols, published
 from isnet_jax.evaluation.metrics import percent
 from isnet_jax.evaluation.results import Results, align, load
+from isnet_jax.models import isnet
 from isnet_jax.runtime.console import aligned, say
 from isnet_jax.runtime.files import atomic_write_text
 
@@ -301,7 +302,7 @@ def _heading(label: str, scored: Scored) -> list[str]:
         if known
         else "nothing is published for this network, data and test setting"
     )
-    data = f"{facts['dataset']} {facts['split']}, {len(evaluation.images)} images; {_model(evaluation).get('backbone')}"
+    data = f"{facts['dataset']} {facts['split']}, {len(evaluation.images)} images; {isnet.describe(_model(evaluation))}"
     ours = f"mIoU {percent(miou)} % (official protocol; 95 % interval {_range(scored.miou_interval)})"
     return [
         f"{label}{evaluation.directory}",

@@ -9,11 +9,12 @@ instead of 42.53; the others differ by at most 0.14.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from isnet_jax.models.isnet import CONTEXT_MODULES
+
 SOURCE = (
     "https://github.com/SegmentationBLWX/sssegmentation/blob/0ee7fb9b75318762f492a7efbeccf363a494a65e/docs/"
     "modelzoo/isnet/README.md"
 )
-CONTEXT_MODULES = "image_level_context", "semantic_level_context"  # fields of config.model; off for ablations only
 SCALES = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
 
 

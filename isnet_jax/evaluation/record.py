@@ -17,6 +17,7 @@ from isnet_jax.errors import UserError
 from isnet_jax.evaluation import protocols, published
 from isnet_jax.evaluation.metrics import in_percent
 from isnet_jax.evaluation.results import load
+from isnet_jax.models.isnet import CONTEXT_MODULES
 from isnet_jax.runtime import distributed, files
 from isnet_jax.runtime.files import atomic_write_text
 from isnet_jax.runtime.sharding import from_devices
@@ -194,7 +195,7 @@ class EvaluationRecord:
 def _identity(facts: Mapping[str, Any], stamp: Any) -> str:
     """Equal for two starts of the same evaluation: same checkpoint, data, test setting and network."""
     model = facts["config"]["model"]
-    network = [model[name] for name in RELEVANT] + [name for name in published.CONTEXT_MODULES if not model[name]]
+    network = [model[name] for name in RELEVANT] + [name for name in CONTEXT_MODULES if not model[name]]
     return json.dumps([stamp, facts["dataset"], facts["split"], facts["setting"], facts["names"], network])
 
 

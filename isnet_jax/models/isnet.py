@@ -27,6 +27,7 @@ BACKBONES = {
     "resnest101": partial(ResNet, SplitAttentionBottleneck, (3, 4, 23, 3), stem_channels=128),
     "resnest200": partial(ResNet, SplitAttentionBottleneck, (3, 24, 36, 3), stem_channels=128),
 }
+CONTEXT_MODULES = {"image_level_context": "image-level", "semantic_level_context": "semantic-level"}
 HEAD_CHANNELS = 512
 ACTIVATIONS: dict[str, Callable] = {"relu": nn.relu, "leaky_relu": partial(nn.leaky_relu, negative_slope=0.01)}
 DTYPES = ("float32", "bfloat16", "float64")
@@ -52,10 +53,8 @@ class ISNet(nn.Module):
 
     @property
     def description(self) -> str:
-        """The backbone, and the context modules that are off: "resnet50 ISNet without image-level context"."""
-        levels = {"image-level": self.image_level_context, "semantic-level": self.semantic_level_context}
-        absent = " and ".join(level for level, is_on in levels.items() if not is_on)
-        return f"{self.backbone} ISNet" + (f" without {absent} context" if absent else "")
+        """See `describe`."""
+        return describe({name: getattr(self, name) for name in ("backbone", *CONTEXT_MODULES)})
 
     @nn.compact
     def __call__(
@@ -107,6 +106,15 @@ class ISNet(nn.Module):
             if train:
                 outputs["auxiliary_logits"] = auxiliary_logits
         return outputs
+
+
+def describe(fields: Mapping[str, Any]) -> str:
+    """The backbone, and the context modules that are off: "resnet50 ISNet without image-level context".
+
+    fields: of ISNet, those that are known.
+    """
+    absent = " and ".join(level for name, level in CONTEXT_MODULES.items() if not fields.get(name, True))
+    return " ".join(filter(None, [fields.get("backbone"), "ISNet", absent and f"without {absent} context"]))
 
 
 def create_model(config: ConfigDict | Mapping[str, Any]) -> ISNet:

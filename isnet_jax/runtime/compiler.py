@@ -38,17 +38,17 @@ def enable_cache() -> None:
 
 
 def options(mesh: Mesh) -> dict[str, str]:
-    """Compiler options of programs that run the network on `mesh`."""
-    chosen = _OPTIONS.get(mesh.devices.flat[0].platform, {})
-    return chosen if chosen and _supports(mesh, tuple(chosen.items())) else {}
+    """Compiler options of programs that run the network on `mesh`; those that this version of XLA knows."""
+    platform = mesh.devices.flat[0].platform
+    return {name: value for name, value in _OPTIONS.get(platform, {}).items() if _supports(mesh, name, value)}
 
 
 @functools.cache
-def _supports(mesh: Mesh, options: tuple[tuple[str, str], ...]) -> bool:
-    """Whether this version of XLA has all of the options; they are experimental."""
+def _supports(mesh: Mesh, option: str, value: str) -> bool:
+    """Whether this version of XLA knows an option; all of them are experimental."""
     try:
         replicated = NamedSharding(mesh, PartitionSpec())
-        jax.jit(lambda: 0, out_shardings=replicated, compiler_options=dict(options)).lower().compile()
+        jax.jit(lambda: 0, out_shardings=replicated, compiler_options={option: value}).lower().compile()
     except RuntimeError:  # JaxRuntimeError is one
         return False
     return True

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
 from ml_collections import ConfigDict
 
 from isnet_jax.input import photometry
@@ -69,6 +69,12 @@ def state_from_variables(
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), averages)
 
 
+def step_keys(seed: int, step: Int[Array, ""] | int) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+    """Keys of the photometric distortion and of dropout in a step."""
+    photometric_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
+    return photometric_key, dropout_key
+
+
 def train_step(
     state: TrainState,
     batch: Mapping[str, Integer[Array, "b ..."]],
@@ -86,7 +92,7 @@ def train_step(
     batch: image uint8 (B, H, W, 3); label uint8 (B, H, W), 255 ignored; window int32 (B, 4), the unpadded region of
     each image, (top, left, height, width). Photometric distortion and dropout draw from (seed, step).
     """
-    photometric_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+    photometric_key, dropout_key = step_keys(seed, state.step)
     with jax.named_scope("images"):
         images = batch["image"] if mesh is None else sharding.shard_images(batch["image"], mesh)
         images = photometry.distort(photometric_key, images) if photometric else images

@@ -103,7 +103,8 @@ def test_report_prints_the_row_of_an_official_test(home, tmp_path, capsys):
     write_report(str(tmp_path / "s"), str(tmp_path / "t"))
     miou = f"{100 * protocols.scores(results.load(home / 'a').confusion)['miou']:.2f}"
     assert f"| ADE20K val, ResNet-50 | 44.22 / 45.03 | {miou} / {miou} |" in capsys.readouterr().out
-    write_report(str(tmp_path / "t"))
+    edit(tmp_path / "s", tmp_path / "other", step=1)
+    write_report(str(tmp_path / "t"), str(tmp_path / "other"))
     assert f"| ADE20K val, ResNet-50 | 44.22 / 45.03 | - / {miou} |" in capsys.readouterr().out
     write_report(str(home / "a"), output=str(tmp_path / "a.html"))  # of another data set
     assert "README" not in capsys.readouterr().out
@@ -180,7 +181,7 @@ def test_report_explains_missing_data_and_predictions(home, tmp_path):
 def test_report_accepts_nulls_in_optional_fields(home, tmp_path):
     bare = edit(home / "a", tmp_path / "bare", config={"model": None}, run={"versions": None}, published={"miou": None})
     page = check_page(render(results.load(bare)))
-    assert "published" not in page.text and "ISNet with" not in page.text
+    assert "published" not in page.text and "resnet50" not in page.text
 
 
 def test_report_without_labelled_pixels(home, tmp_path):

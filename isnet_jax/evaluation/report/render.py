@@ -46,15 +46,18 @@ def write_report(directory: str, other: str | None = None, output: str | None = 
 
 
 def recipe_row(evaluations: Sequence[Results]) -> str | None:
-    """The row of README's table of recipes, from official tests of one recipe; None without one."""
-    measured: dict[tuple[str, str], dict[str, float]] = {}
+    """The row of README's table of recipes, from official tests of the first network that had one; None without."""
+    measured: dict[tuple, dict[str, float]] = {}  # of each network
     for evaluation in evaluations:
         facts, model = evaluation.record, evaluation.record["config"].get("model") or {}
         known = published.find(facts["dataset"], model, facts["split"], facts["setting"])
         if known:
+            network = facts["dataset"], model["backbone"], *map(facts.get, ("checkpoint", "step", "ema"))
             miou = 100 * protocols.scores(evaluation.confusion)["miou"]
-            measured.setdefault((facts["dataset"], model["backbone"]), {})[known.setting] = miou
-    return published.table_row(*recipe, measured[recipe]) if (recipe := next(iter(measured), None)) else None
+            measured.setdefault(network, {}).setdefault(known.setting, miou)
+    for (dataset, backbone, *_), scores in measured.items():
+        return published.table_row(dataset, backbone, scores)
+    return None
 
 
 def render(evaluation: Results, other: Results | None = None) -> str:

@@ -14,6 +14,7 @@ from isnet_jax.evaluation.report.formatting import ClassLabel, class_labels, gro
 from isnet_jax.evaluation.report.gallery import Gallery, gallery, image_scores
 from isnet_jax.evaluation.report.scores import TERMS, describe_setting, scores_section
 from isnet_jax.evaluation.results import Results, read_metrics
+from isnet_jax.models.isnet import describe
 from isnet_jax.runtime.console import duration
 
 LOSSES = {"loss/total": "total", "loss/stage2": "stage 2", "loss/stage1": "stage 1", "loss/auxiliary": "auxiliary"}
@@ -80,9 +81,9 @@ class Run(NamedTuple):
 def header(evaluation: Results) -> Header:
     """The head of the page."""
     record = evaluation.record
-    backbone, step = (record["config"].get("model") or {}).get("backbone"), record.get("step")
+    step = record.get("step")
     details = [
-        f"ISNet with {backbone}" if backbone else "",
+        describe(record["config"].get("model") or {}),
         f"{len(evaluation.names)} classes",
         f"{grouped(len(evaluation.images))} images",
         describe_setting(record["setting"]),
