@@ -195,7 +195,7 @@ class EvaluationRecord:
 def _identity(facts: Mapping[str, Any], stamp: Any) -> str:
     """Equal for two starts of the same evaluation: same checkpoint, data, test setting and network."""
     model = facts["config"]["model"]
-    network = [model[name] for name in RELEVANT] + [name for name in CONTEXT_MODULES if not model[name]]
+    network = [model[name] for name in RELEVANT] + [name for name in CONTEXT_MODULES if not model.get(name, True)]
     return json.dumps([stamp, facts["dataset"], facts["split"], facts["setting"], facts["names"], network])
 
 
