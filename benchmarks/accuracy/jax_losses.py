@@ -5,7 +5,6 @@ usage: python -m benchmarks.accuracy.jax_losses BATCHES OUTPUT [--dtype=float64]
 BATCHES is what export.py wrote; OUTPUT gets losses.jsonl, one line per step.
 """
 
-import argparse
 import json
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from benchmarks.accuracy.batches import open_arrays, parse_args
 from isnet_jax.checkpoints.pretrained import load_network
 from isnet_jax.evaluation.predictor import recorded_config
 from isnet_jax.models.isnet import create_model
@@ -29,14 +29,14 @@ def run(batches: Path, output: Path, dtype: str) -> None:
     variables = load_network(batches / "init.pth", model)
     variables = jax.tree.map(lambda x: x.astype(dtype) if x.dtype == np.float32 else x, variables)
     state = jax.jit(partial(state_from_variables, optimizer=optimizer))(variables)
+    # The exported images are distorted already.
+    settings = {"model": model, "optimizer": optimizer, "schedule": schedule, "seed": config.seed, "photometric": False}
     step = jax.jit(
-        partial(
-            train_step, model=model, optimizer=optimizer, schedule=schedule, seed=config.seed, photometric=False
-        ),  # the exported images are distorted already
+        partial(train_step, **settings),
         compiler_options=compiler.options(sharding.training_mesh(config)),
         donate_argnums=0,
     )
-    arrays = {name: np.load(batches / f"{name}.npy", "r") for name in ("image", "label", "window")}
+    arrays = open_arrays(batches)
     output.mkdir(parents=True, exist_ok=True)
     with (output / "losses.jsonl").open("w") as file:
         for i in range(len(arrays["label"])):
@@ -47,10 +47,6 @@ def run(batches: Path, output: Path, dtype: str) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("batches", type=Path)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--dtype", default="float32")
-    args = parser.parse_args()
+    args = parse_args(__doc__)
     jax.config.update("jax_enable_x64", args.dtype == "float64")
     run(args.batches, args.output, args.dtype)

@@ -123,10 +123,8 @@ def main(data: str, source: Path | None, seeds: str, ablation: bool, runs: Path,
             drawn_people.write(source)
     if not source:
         raise RuntimeError("--source=DIR is missing")
-    experiment, numbers = (
-        Experiment(data, folder, source.resolve(), {}),
-        list(dict.fromkeys(map(int, seeds.split(",")))),
-    )
+    experiment = Experiment(data, folder, source.resolve(), {})
+    numbers = list(dict.fromkeys(map(int, seeds.split(","))))
     tasks: list[Run | Divergence] = [Run(experiment, kind, seed) for seed in numbers for kind in (OURS, THEIRS)]
     tasks.append(Divergence(experiment, numbers[0]))
     tasks += [Run(experiment, kind, seed) for seed in numbers for kind in ABLATIONS] * ablation

@@ -6,7 +6,6 @@ BATCHES is what export.py wrote; OUTPUT gets losses.jsonl, one line per step, an
 there are batches. After an interrupt the same command resumes.
 """
 
-import argparse
 import json
 import os
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import torch_isnet
+from benchmarks.accuracy.batches import open_arrays, parse_args
 
 MEAN, STD = torch.tensor([[123.675, 116.28, 103.53], [58.395, 57.12, 57.375]], dtype=torch.float64)
 SAVE_EVERY = 50  # steps
@@ -102,7 +102,7 @@ def train(batches: Path, output: Path, dtype: torch.dtype) -> None:
     if checkpoint.exists():
         run.load_state_dict(torch.load(checkpoint, weights_only=True))
     lines = log.read_bytes().splitlines(keepends=True) if log.exists() else []
-    arrays = {name: np.load(batches / f"{name}.npy", "r") for name in ("image", "label", "window")}
+    arrays = open_arrays(batches)
     stop = len(arrays["label"])
     with log.open("ab") as file:
         file.truncate(sum(map(len, lines[: run.step])))  # the steps since the checkpoint are repeated
@@ -119,9 +119,5 @@ def train(batches: Path, output: Path, dtype: torch.dtype) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("batches", type=Path)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--dtype", default="float32")
-    args = parser.parse_args()
+    args = parse_args(__doc__)
     train(args.batches, args.output, getattr(torch, args.dtype))

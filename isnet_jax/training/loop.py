@@ -19,7 +19,7 @@ from isnet_jax.evaluation import metrics, pictures
 from isnet_jax.evaluation.loop import Evaluator
 from isnet_jax.input import pipeline
 from isnet_jax.input.data import Data, open_data
-from isnet_jax.models.isnet import ISNet, create_model
+from isnet_jax.models.isnet import ISNet, create_model, describe
 from isnet_jax.runtime import compiler, distributed, interrupts, sharding
 from isnet_jax.runtime.console import say
 from isnet_jax.runtime.files import atomic_write_text
@@ -158,7 +158,7 @@ def announce(config: ConfigDict, data: Data, mesh: Mesh, state: TrainState) -> N
     """Prints what is trained, on which data and devices."""
     num_params, step = sum(x.size for x in jax.tree.leaves(state.params)), int(state.step)
     say(
-        f"{create_model(config.model).description}, {config.model.num_classes} classes, "
+        f"{describe(config.model)}, {config.model.num_classes} classes, "
         f"{num_params / 1e6:.1f} M parameters, {config.model.dtype}, {sharding.describe(mesh)}"
     )
     say(
