@@ -75,7 +75,10 @@ def test_records_of_another_config_are_dropped(tmp_path, monkeypatch):
         records.add(file, Run(experiment, kind, seed))
     entry = records.load(file)["camvid"]
     assert entry["ours"] == [40.0, 41.0] and entry["ablation"] == {"both": [40.0, 41.0], "neither": [40.0]}
+    recorded = [records.is_recorded(file, Run(experiment, *run)) for run in (("ours", 1), ("ours", 2), ("torch", 1))]
+    assert recorded == [True, False, False]
     other = experiment._replace(changes={"train.epochs": 2})
+    assert not records.is_recorded(file, Run(other, "ours", 1))
     records.add(file, Run(other, "ours", 2))
     assert records.load(file)["camvid"]["ours"] == [42.0]
     with pytest.raises(RuntimeError, match="holds runs of another config"):

@@ -29,6 +29,14 @@ def load(path: Path = FILE) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def is_recorded(path: Path, task: Run | Divergence) -> bool:
+    """Whether the file holds the task's record, of the same config."""
+    entry = load(path).get(task.experiment.data, {})
+    if entry.get("config") != task.experiment.config:
+        return False
+    return "divergence" in entry if isinstance(task, Divergence) else task.name in entry.get("runs", {})
+
+
 def add(path: Path, task: Run | Divergence) -> None:
     """Records a finished task. Records of another config are dropped."""
     config = task.experiment.config

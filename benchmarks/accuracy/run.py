@@ -11,8 +11,8 @@ usage: python -m benchmarks.accuracy.run --data=camvid --source=DIR [--seeds=0,1
   --jobs      runs at a time, each with its share of the cores (1)
   --smoke     a few steps on drawn people in both frameworks, from scratch, recorded nowhere
 
-Each finished run is recorded in benchmarks/accuracy/results.json; `python -m benchmarks.accuracy.report` writes
-docs/accuracy.md from it.
+Each finished run is recorded in benchmarks/accuracy/results.json; what is recorded there is not run again.
+`python -m benchmarks.accuracy.report` writes docs/accuracy.md from it.
 """
 
 import argparse
@@ -84,14 +84,17 @@ def train(task: Run | Divergence, cores: Cores) -> None:
 
 
 def compare(tasks: Sequence[Run | Divergence], jobs: int, results: Path) -> dict[str, Any]:
-    """Does all tasks of an experiment, in order, records each when it is done, and prints and returns the records."""
+    """Does the tasks of an experiment that `results` does not hold, in order, records each when it is done, and prints
+    and returns all records.
+    """
     experiment, cores = tasks[0].experiment, Cores(jobs)
+    missing = [task for task in tasks if not records.is_recorded(results, task)]
     experiment.claim()
     prepare = python("isnet_jax.prepare", *experiment.flags(0, {}))
     cores.run([prepare], experiment.folder / "prepare.log")
     pool = concurrent.futures.ThreadPoolExecutor(jobs)
     try:
-        pending = {pool.submit(train, task, cores): task for task in tasks}
+        pending = {pool.submit(train, task, cores): task for task in missing}
         for future in concurrent.futures.as_completed(pending):
             future.result()
             records.add(results, pending[future])

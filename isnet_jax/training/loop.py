@@ -158,7 +158,7 @@ def announce(config: ConfigDict, data: Data, mesh: Mesh, state: TrainState) -> N
     """Prints what is trained, on which data and devices."""
     num_params, step = sum(x.size for x in jax.tree.leaves(state.params)), int(state.step)
     say(
-        f"{describe(config.model)}, {config.model.num_classes} classes, "
+        f"{describe(config.model.to_dict())}, {config.model.num_classes} classes, "
         f"{num_params / 1e6:.1f} M parameters, {config.model.dtype}, {sharding.describe(mesh)}"
     )
     say(
