@@ -9,7 +9,9 @@ the padding. `mask=None` means no padding. An integer mask gives the number of p
 its weight in batch norm.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -88,9 +90,10 @@ def _matmul_backward(residuals, dy):
 
 
 def _product_over_pixels(x: Array, y: Array) -> Array:
-    """The sum over all axes but the last: (..., i), (..., o) -> (i, o)."""
-    pixels = tuple(range(x.ndim - 1))
-    return lax.dot_general(x, y, ((pixels, pixels), ((), ())), precision=precision(x.dtype))
+    """The sum over all axes but the last, in float32 or wider: (..., i), (..., o) -> (i, o)."""
+    pixels, dtype = tuple(range(x.ndim - 1)), jnp.promote_types(x.dtype, jnp.float32)
+    contraction = (pixels, pixels), ((), ())
+    return lax.dot_general(x, y, contraction, precision=precision(x.dtype), preferred_element_type=dtype)
 
 
 def _product_of_matrices(x: Array, y: Array) -> Array:
@@ -99,6 +102,67 @@ def _product_of_matrices(x: Array, y: Array) -> Array:
 
 
 matmul.defvjp(lambda x, kernel: (matmul(x, kernel), (x, kernel)), _matmul_backward)
+
+
+class _Window(NamedTuple):
+    """How a convolution slides its kernel."""
+
+    stride: int
+    padding: tuple[tuple[int, int], tuple[int, int]]  # (low, high) for rows and columns
+    dilation: int
+    groups: int
+
+
+def _convolution(x: Array, kernel: Array, window: _Window) -> Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel.astype(x.dtype),
+        window_strides=(window.stride,) * 2,
+        padding=window.padding,
+        rhs_dilation=(window.dilation,) * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=window.groups,
+        precision=precision(x.dtype),
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve(x: Float[Array, "b h w i"], kernel: Float[Array, "kh kw ig o"], window: _Window) -> Array:
+    """The convolution (B, H', W', O) in x's dtype; for reverse-mode differentiation only."""
+    return _convolution(x, kernel, window)
+
+
+def _convolve_backward(window, residuals, dy):
+    """Autodiff's gradients, but for the kernel's on a TPU: float32, so that devices add theirs in float32.
+
+    A GPU has no convolution of bfloat16 to float32; XLA would convert its operands.
+    """
+    x, kernel = residuals
+    _, transpose = jax.vjp(lambda x: _convolution(x, kernel, window), x)
+
+    def kernel_grad(x, dy, dtype):
+        padding = [  # high: what the kernel reads in the last window beyond x
+            (low, (num_windows - 1) * window.stride + (size - 1) * window.dilation + 1 - length - low)
+            for length, size, num_windows, (low, _) in zip(x.shape[1:], kernel.shape, dy.shape[1:], window.padding)
+        ]
+        return lax.conv_general_dilated(
+            x,
+            dy,
+            window_strides=(window.dilation,) * 2,
+            padding=padding,
+            rhs_dilation=(window.stride,) * 2,
+            dimension_numbers=("CHWN", "IHWO", "HWNC"),
+            batch_group_count=window.groups,
+            precision=precision(x.dtype),
+            preferred_element_type=dtype,
+        ).astype(kernel.dtype)
+
+    in_float32 = functools.partial(kernel_grad, dtype=jnp.promote_types(x.dtype, jnp.float32))
+    autodiff = functools.partial(kernel_grad, dtype=None)
+    return *transpose(dy), lax.platform_dependent(x, dy, tpu=in_float32, default=autodiff)
+
+
+convolve.defvjp(lambda x, kernel, window: (convolve(x, kernel, window), (x, kernel)), _convolve_backward)
 
 
 def _as_2x2(
@@ -153,16 +217,7 @@ class Conv(nn.Module):
             if (k, stride, self.dilation, self.groups) == (3, 2, 1, 1) and x.shape[-1] <= FEW_CHANNELS:
                 x, kernel = _as_2x2(x, kernel)
                 stride, padding = 1, ((1, 0), (1, 0))
-            y = lax.conv_general_dilated(
-                jnp.asarray(x),
-                kernel.astype(x.dtype),
-                window_strides=(stride,) * 2,
-                padding=padding,
-                rhs_dilation=(self.dilation,) * 2,
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                feature_group_count=self.groups,
-                precision=precision(x.dtype),
-            )
+            y = convolve(jnp.asarray(x), kernel, _Window(stride, padding, self.dilation, self.groups))
         return y + self.param("bias", init, (self.features,)).astype(y.dtype) if self.use_bias else y
 
 
