@@ -1,7 +1,8 @@
-"""The official training recipe of one example, stated step by step in NumPy and OpenCV (protocols: training).
+"""The official training recipe of one example, stated step by step in NumPy and OpenCV.
 
-Every step processes whole images on the host, in the order of the protocol. The tests compare the results of the input
-pipeline with it, and `python -m benchmarks.input_pipeline` compares the speed. `config` is `config.augment` throughout.
+Every step processes whole images on the host, in the order of the official code. The tests compare the results of the
+input pipeline with it, and `python -m benchmarks.input_pipeline` compares the speed. `config` is `config.augment`
+throughout.
 """
 
 from typing import Any

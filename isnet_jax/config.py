@@ -95,7 +95,7 @@ def default(backbone: str = "resnet50") -> ConfigDict:
             "test": {
                 "resize": (2048, 512),  # (long, short), or () for the original size
                 "keep_ratio": True,
-                "batch_size": 8,  # on CPUs an image per device, whatever is set
+                "batch_size": 8,  # of `predict`, too; `main` and `evaluate` take one image per device on CPUs
                 "max_shape_buckets": 8,  # padded shapes that images of mixed sizes share, one compilation each
                 "tta": {  # scales and flip, for `--tta`
                     "mode": "whole",  # or slide: windows of crop_size (h, w), moved by stride (h, w)

@@ -38,6 +38,8 @@ def translating_disk_and_memory_errors(
     """
     try:
         yield
+    except BrokenPipeError:  # the reader of our output is gone
+        raise
     except OSError as error:
         raise UserError(
             f"{activity} stopped because a file cannot be read or written: {error}. Make room, or choose "
@@ -47,8 +49,13 @@ def translating_disk_and_memory_errors(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise UserError(
-            f"The device has too little memory for this config: {memory_advice} ({str(error).splitlines()[0][:200]})."
+            f"The device has too little memory for this config: {memory_advice} ({first_line(error)[:200]})."
         ) from None
+
+
+def first_line(error: Exception) -> str:
+    """Of the error's message, or the error's type if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def mismatches(found: Mapping[str, Any], expected: Mapping[str, Any], optional: Collection[str] = ()) -> str:

@@ -7,8 +7,8 @@ usage: python -m isnet_jax.evaluate --config=FILE[:BACKBONE] --checkpoint=DIR_or
   --ema         evaluates the moving averages of a run's weights, if it kept any
   --tta         the official multi-scale test with flips (config.test.tta) instead of the single-scale one
   --protocol    conventions to print (default all): official, mmseg, cityscapes, ground_truth, absent_zero, absent_one
-  --output      directory of results.json, images.npz and predictions/ (default: evaluation-single or evaluation-tta in
-                the workdir; for a .pth, in runs/<config name>)
+  --output      directory of results.json, images.npz and predictions/ (default: evaluation-single, evaluation-tta,
+                evaluation-ema-single or evaluation-ema-tta in the workdir; for a .pth, in runs/<config name>)
 
 After an interrupt the same command resumes; images that are done are not repeated. PROCESSES are the flags
 --coordinator, --num_processes and --process_id of isnet_jax.main.
@@ -16,15 +16,19 @@ After an interrupt the same command resumes; images that are done are not repeat
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from isnet_jax import cli
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
 RESUME_HINT = "where it stopped"
 
 
-def _define_flags():
+def _define_flags() -> None:
     flags.DEFINE_string("checkpoint", None, "what to evaluate")
     flags.DEFINE_boolean("ema", False, "evaluate moving averages")
     flags.DEFINE_boolean("tta", False, "several scales and flips")
@@ -33,7 +37,7 @@ def _define_flags():
     cli.define_process_flags()
 
 
-def _main(config, flag_values):
+def _main(config: "ConfigDict", flag_values: Any) -> None:
     from isnet_jax.evaluation import protocols
     from isnet_jax.evaluation.checkpoint import evaluate_checkpoint, print_results
     from isnet_jax.runtime import distributed, files

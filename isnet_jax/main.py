@@ -14,18 +14,22 @@ Exit code 75: stopped by SIGTERM after a checkpoint, or because another process 
 """
 
 import sys
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from isnet_jax import cli
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
-def _define_flags():
+
+def _define_flags() -> None:
     flags.DEFINE_string("workdir", None, "directory of checkpoints, logs and results")
     cli.define_process_flags()
 
 
-def _main(config, flag_values):
+def _main(config: "ConfigDict", flag_values: Any) -> None:
     from isnet_jax.runtime import distributed  # once the command line is known to be right: it takes seconds
     from isnet_jax.training.loop import train_and_evaluate
 

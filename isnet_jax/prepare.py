@@ -16,11 +16,15 @@ Every problem is reported, one line each, before anything is prepared. After an 
 import re
 import shlex
 import sys
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from isnet_jax import cli
 from isnet_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 FIELDS = {"dataset": "name", "source": "source", "data_dir": "data_dir"}  # flag: field of config.data
 CONFIGS = {  # arguments of isnet_jax.main, where the config is not named like the data set
@@ -30,20 +34,20 @@ CONFIGS = {  # arguments of isnet_jax.main, where the config is not named like t
 }
 
 
-def _define_flags():
-    for name in FIELDS:
-        flags.DEFINE_string(name, None, name)
+def _define_flags() -> None:
+    flags.DEFINE_string("dataset", None, "name of the data set")
+    flags.DEFINE_string("source", None, "folder of the original files")
+    flags.DEFINE_string("data_dir", None, "where prepared data sets live")
     flags.DEFINE_boolean("check", False, "check only")
 
 
-def _main(config, flag_values):
+def _main(config: "ConfigDict | None", flag_values: Any) -> None:
     from isnet_jax import datasets
     from isnet_jax.runtime.console import say
 
     name, source, data_dir, folder = _data_set(config, flag_values)
     if flag_values.check:
-        survey = datasets.check(name, source, folder)
-        say(survey.tables())
+        say(datasets.check(name, source, folder).tables())
         say(f"\n{name}: no problems, nothing written")
         return
     builder, survey = datasets.prepare(name, data_dir, source, folder)
@@ -54,7 +58,7 @@ def _main(config, flag_values):
     say(f"train with: {_training_command(config, name, data_dir)}")
 
 
-def _data_set(config, flag_values):
+def _data_set(config: "ConfigDict | None", flag_values: Any) -> tuple[str, str | None, str | None, Any]:
     """Name, source, data_dir and config.data.folder, from the config or from the flags."""
     given = [name for name in FIELDS if getattr(flag_values, name) is not None]
     if config is not None:
@@ -62,7 +66,7 @@ def _data_set(config, flag_values):
             raise flags.Error(
                 f"--{given[0]} cannot be combined with --config: set --config.data.{FIELDS[given[0]]} instead"
             )
-        return tuple(config.data[field] for field in ("name", "source", "data_dir", "folder"))
+        return config.data.name, config.data.source, config.data.data_dir, config.data.folder
     if flag_values.dataset is None:
         raise flags.Error("--dataset=NAME or --config=FILE is missing")
     if flag_values.dataset == "folder":
@@ -73,7 +77,8 @@ def _data_set(config, flag_values):
     return flag_values.dataset, flag_values.source, flag_values.data_dir, None
 
 
-def _training_command(config, name, data_dir):
+def _training_command(config: "ConfigDict | None", name: str, data_dir: str | None) -> str:
+    """The command of isnet_jax.main that trains on the data set."""
     if config is None:
         file, *arguments = CONFIGS.get(name, [f"{name}.py"])
         arguments = [f"--config=configs/{file}", *arguments]

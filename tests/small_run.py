@@ -127,13 +127,19 @@ def run_inside(*arguments, module="main", cwd=ROOT):
 
 @contextlib.contextmanager
 def own_flags():
-    """Deletes the flags that a command has defined, and restores the values of the others."""
-    with flagsaver.flagsaver():
-        known = set(flags.FLAGS)
+    """Deletes the flags that a command has defined, and restores the values of the others.
+
+    Flags of libraries that were imported meanwhile stay.
+    """
+    saved = flagsaver.save_flag_values()
+    try:
         yield
-        for name in set(flags.FLAGS) - known:
-            if name.split(".")[0] == "config" or flags.FLAGS.find_module_defining_flag(name).startswith("isnet_jax"):
-                delattr(flags.FLAGS, name)
+    finally:
+        for name, value in flagsaver.save_flag_values().items():
+            defined_by = flags.FLAGS.find_module_defining_flag(name)
+            if name not in saved and name.split(".")[0] != "config" and not defined_by.startswith("isnet_jax"):
+                saved[name] = value
+        flagsaver.restore_flag_values(saved)
 
 
 def unwrapped(text):

@@ -303,29 +303,33 @@ def save_variables(directory: str | Path, config: ConfigDict, variables: Mapping
         checkpoints.wait()
 
 
-def load_variables(directory: str | Path, template: Mapping[str, Any], ema: bool = False) -> dict[str, Any]:
-    """{"params", "batch_stats"} as NumPy arrays, from the newest checkpoint of a run or of isnet_jax.convert.
+def load_variables(
+    directory: str | Path, template: Mapping[str, Any], ema: bool = False, step: int | None = None
+) -> dict[str, Any]:
+    """{"params", "batch_stats"} as NumPy arrays, from a checkpoint of a run or of isnet_jax.convert.
 
     `template` is the expected tree, of arrays or ShapeDtypeStructs. With `ema`, the moving averages of a run's weights.
-    Raises UserError if there is no checkpoint or moving average, or if the checkpoint is damaged or of another network;
-    it then lists every name and shape that differs.
+    `step` names the checkpoint, by default the newest. Raises UserError if there is no checkpoint or moving average, or
+    if the checkpoint is damaged or of another network; it then lists every name and shape that differs.
     """
     directory = Path(os.path.abspath(directory))
     read_config(directory)
-    path = newest_checkpoint(directory)
-    if path is None:
+    step = newest_step(directory) if step is None else step
+    if step is None:
         raise UserError(f"{directory} holds no finished checkpoint.")
-    fields = _read(path, {"ema": template} if ema else template)
+    fields = _read(checkpoint_path(directory, step), {"ema": template} if ema else template)
     return fields["ema"] if ema else fields
 
 
-def newest_checkpoint(directory: str | Path) -> Path | None:
-    """The path .../STEP of the newest finished checkpoint of a run or converted directory, None without any."""
-    return max(
-        (path for path in Path(directory).glob("checkpoints/*") if path.name.isdecimal()),
-        key=lambda path: int(path.name),
-        default=None,
-    )
+def newest_step(directory: str | Path) -> int | None:
+    """The step of the newest finished checkpoint of a run or converted directory, None without any."""
+    names = (path.name for path in Path(directory).glob("checkpoints/*"))
+    return max((int(name) for name in names if name.isdecimal()), default=None)
+
+
+def checkpoint_path(directory: str | Path, step: int) -> Path:
+    """Where a run or converted directory keeps the checkpoint of a step."""
+    return Path(directory) / "checkpoints" / str(step)
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -341,5 +345,5 @@ def _check_network(path: Path, shapes: Mapping[str, tuple], expected_shapes: Map
     if faults:
         raise UserError(
             f"The checkpoint {path} holds the variables of another network ({faults}). Check that config.model "
-            "(backbone, num_classes, shortcut) matches the checkpoint."
+            "(backbone, num_classes, shortcut, context modules) matches the checkpoint."
         )

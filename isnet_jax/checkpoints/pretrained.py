@@ -8,26 +8,38 @@ import jax
 import numpy as np
 
 from isnet_jax.checkpoints import pth
-from isnet_jax.checkpoints.manager import load_variables
+from isnet_jax.checkpoints.manager import load_variables, read_config
 from isnet_jax.checkpoints.torch_names import backbone_from_torch, from_torch, variable_shapes
 from isnet_jax.errors import UserError
 from isnet_jax.models.isnet import ISNet
 from isnet_jax.runtime import files
 
 
-def load_network(path: str | Path, model: ISNet, ema: bool = False) -> dict[str, Any]:
+def load_network(path: str | Path, model: ISNet, ema: bool = False, step: int | None = None) -> dict[str, Any]:
     """{"params", "batch_stats"} of a whole ISNet, from an official `.pth` file or a checkpoint directory.
 
-    With `ema`, the moving averages of a run's weights. Raises UserError if the checkpoint cannot be read or is of
-    another network.
+    With `ema`, the moving averages of a run's weights. `step` names a checkpoint of the directory, by default the
+    newest. Raises UserError if the checkpoint cannot be read or is of another network.
     """
     template = variable_shapes(model)
     if Path(path).is_dir():
-        return load_variables(path, template, ema)
+        _check_activation(path, model)
+        return load_variables(path, template, ema, step)
     if ema:
         raise UserError(f"{path} is a file, which holds no moving averages; leave out --ema.")
     variables = from_torch(pth.state_dict(path), model)
     return jax.tree.map(lambda array, expected: np.asarray(array, expected.dtype), variables, template)
+
+
+def _check_activation(directory: str | Path, model: ISNet) -> None:
+    """Raises UserError if the network was trained with another activation, which no shape reveals."""
+    recorded = read_config(directory).get("model")
+    activation = recorded.get("activation") if isinstance(recorded, dict) else None
+    if activation not in (None, model.activation):
+        raise UserError(
+            f"{directory} was trained with config.model.activation={activation}, but the config has "
+            f"{model.activation}; add --config.model.activation={activation}."
+        )
 
 
 def load_pretrained(path: str | Path, model: ISNet, variables: Mapping[str, Any]) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def check(config: FolderConfig) -> None:
     require(
         "palette",
         "() or an (r, g, b) of 0 to 255 for each class with a name",
-        lambda palette: _is_palette(palette, sum(map(bool, config.classes))),
+        lambda palette: not palette or tables.is_palette(palette, sum(map(bool, config.classes))),
     )
     require(
         "splits",
@@ -112,16 +112,6 @@ def _are_classes(classes: tuple) -> bool:
         len(classes) <= 255
         and all(isinstance(name, str) for name in classes)
         and len({*classes} - {""}) == sum(map(bool, classes)) >= 2
-    )
-
-
-def _is_palette(palette: tuple, num_classes: int) -> bool:
-    return not palette or (
-        len(palette) == num_classes
-        and all(
-            isinstance(color, (tuple, list)) and len(color) == 3 and all(x in range(256) for x in color)
-            for color in palette
-        )
     )
 
 

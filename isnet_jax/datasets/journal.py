@@ -4,7 +4,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,20 +80,17 @@ class Journal:
         findings = list(self._pending.values())
         if findings:
             path = self.folder / f"{time.time_ns()}.npz"
-            partial = self.folder / f"{path.name}.partial"
-            with partial.open("wb") as file:
-                np.savez(
-                    file,
-                    keys=np.array(list(self._pending)),
-                    size=np.array([f.size for f in findings]),
-                    counts=np.stack([f.counts for f in findings]),
-                    palette=np.array([f.palette for f in findings]),
-                    num_bytes=np.array([f.num_bytes for f in findings]),
-                    warnings=_join([json.dumps(f.warnings).encode() for f in findings]),
-                    image=_join([f.image for f in findings]),
-                    label=_join([f.label for f in findings]),
-                )
-            os.replace(partial, path)
+            files.write_arrays(
+                path,
+                keys=np.array(list(self._pending)),
+                size=np.array([f.size for f in findings]),
+                counts=np.stack([f.counts for f in findings]),
+                palette=np.array([f.palette for f in findings]),
+                num_bytes=np.array([f.num_bytes for f in findings]),
+                warnings=_join([json.dumps(f.warnings).encode() for f in findings]),
+                image=_join([f.image for f in findings]),
+                label=_join([f.label for f in findings]),
+            )
             self._rows |= {key: (path.name, row) for row, key in enumerate(self._pending)}
             self._pending = {}
         self._last_write = time.monotonic()

@@ -1,6 +1,7 @@
 """Compact notation for long tables of names and colours."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 Color = tuple[int, int, int]  # r, g, b of 0..255
 
@@ -13,6 +14,18 @@ def names(text: str) -> tuple[str, ...]:
 def colors(text: str) -> tuple[Color, ...]:
     """The colours in a text of hexadecimal rrggbb triplets, separated by white space."""
     return tuple((r, g, b) for r, g, b in map(bytes.fromhex, text.split()))
+
+
+def is_palette(palette: Any, num_classes: int) -> bool:
+    """Whether `palette` is a sequence of `num_classes` colours (r, g, b), 0 to 255."""
+    return (
+        isinstance(palette, Sequence)
+        and len(palette) == num_classes
+        and all(
+            isinstance(color, (tuple, list)) and len(color) == 3 and all(x in range(256) for x in color)
+            for color in palette
+        )
+    )
 
 
 def distinct_colors(indices: Iterable[int]) -> tuple[Color, ...]:

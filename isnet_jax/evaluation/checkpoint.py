@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from isnet_jax.checkpoints.manager import newest_checkpoint
+from isnet_jax.checkpoints.manager import checkpoint_path, newest_step
 from isnet_jax.checkpoints.pretrained import load_network
 from isnet_jax.config import inference_settings
 from isnet_jax.errors import UserError, translating_disk_and_memory_errors
@@ -45,14 +45,14 @@ def evaluate_checkpoint(
     model, settings = create_model(config.model), inference_settings(config, setting == "tta")
     resume_hint = "where it stopped"
     with translating_disk_and_memory_errors(f"The evaluation in {output}", "--output", resume_hint, MEMORY_ADVICE):
-        step, stamp = checkpoint_stamp(checkpoint)
-        variables = load_network(checkpoint, model, ema)
+        step = _step_to_evaluate(checkpoint)
+        variables = load_network(checkpoint, model, ema, step)
         facts = evaluation_facts(config, data, settings, setting) | {
             "checkpoint": str(checkpoint.resolve()),
             "step": step,
             "ema": ema,
         }
-        record = EvaluationRecord(output, facts, [stamp, ema, data_stamp(data)], data.image_names)
+        record = EvaluationRecord(output, facts, [_stamp(checkpoint, step), ema, data_stamp(data)], data.image_names)
         if record.results:
             say(f"{output} holds this evaluation already.")
             return record.results
@@ -77,7 +77,7 @@ def evaluate_checkpoint(
             num_compilations = evaluator.num_compilations
         seconds = time.perf_counter() - start
         return record.finish(
-            run_facts(config, mesh)
+            environment_facts(config, mesh)
             | {
                 "seconds": round(seconds, 2),
                 "images_per_second": round(num_todo / seconds, 3),
@@ -102,7 +102,7 @@ def evaluation_facts(config: ConfigDict, data: Data, settings: Mapping[str, Any]
     return json.loads(json.dumps(facts))
 
 
-def run_facts(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
+def environment_facts(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
     """What results.json says about devices and versions."""
     return {
         "devices": mesh.devices.flat[0].device_kind,
@@ -114,11 +114,18 @@ def run_facts(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
     }
 
 
-def checkpoint_stamp(checkpoint: Path) -> tuple[int | None, list]:
-    """The step of a checkpoint, None for a file, and a value that changes whenever its content does."""
-    path = checkpoint if checkpoint.is_file() else newest_checkpoint(checkpoint) or checkpoint
+def _step_to_evaluate(checkpoint: Path) -> int | None:
+    """The newest step of a directory, the same on all processes while a run saves into it; None for a file."""
+    step = None if checkpoint.is_file() else newest_step(checkpoint)
+    agreed = int(distributed.broadcast_from_first(-1 if step is None else step))
+    return None if agreed < 0 else agreed
+
+
+def _stamp(checkpoint: Path, step: int | None) -> list:
+    """A value that changes whenever the content of a checkpoint does."""
+    path = checkpoint if step is None else checkpoint_path(checkpoint, step)
     stat = path.stat()
-    return int(path.name) if path.name.isdigit() else None, [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+    return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
 
 
 def data_stamp(data: Data) -> list:
@@ -132,11 +139,12 @@ def print_results(results: Mapping[str, Any], protocol_names: Sequence[str]) -> 
     """Prints scores per class (official convention), under each protocol, and beside the published result."""
     confusion = np.array(results["confusion"])
     say(metrics.format_table(protocols.scores(confusion), results["names"]))
-    say(f"boundary IoU {results['boundary_iou']['miou']:.2f} %\n")
+    boundary_iou = protocols.boundary_scores(np.array(results["boundary"]))["miou"]
+    say(f"boundary IoU {metrics.percent(boundary_iou)} %\n")
     say(protocols.format_table(confusion, protocol_names))
-    published = results["published"]
-    if published:
-        difference = results["protocols"]["official"]["miou"] - published["miou"]
+    published, miou = results["published"], results["protocols"]["official"]["miou"]
+    if published and miou is not None:
+        difference = miou - published["miou"]
         say(
             f"published mIoU {published['miou']:.2f} % ({results['setting']['name']}), here {difference:+.2f}: "
             f"{published['source']}"

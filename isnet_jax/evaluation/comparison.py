@@ -57,12 +57,9 @@ class Agreement(NamedTuple):
 
     def disagreements(self, names: Sequence[str]) -> list[tuple[str, str, float]]:
         """(A's class, B's class, share of all pixels) of the largest disagreements, the most frequent first."""
-        differing = self.matrix * (1 - np.eye(len(names), dtype=np.int64))
-        largest = np.argsort(-differing, axis=None, kind="stable")[:DISAGREEMENTS]
         return [
-            (names[i], names[j], differing[i, j] / self.matrix.sum())
-            for i, j in zip(*np.unravel_index(largest, differing.shape))
-            if differing[i, j]
+            (names[i], names[j], self.matrix[i, j] / self.matrix.sum())
+            for i, j in metrics.most_frequent_confusions(self.matrix, DISAGREEMENTS)
         ]
 
 
@@ -72,7 +69,7 @@ def compare_directories(directories: Sequence[str], output: str | None) -> None:
     output: a path for the numbers as JSON; the picture gets the same path with the suffix .png.
     """
     path = _checked_output(output)
-    summary, picture = compare(*directories) if len(directories) == 2 else describe(*directories)
+    summary, picture = compare(*directories) if len(directories) == 2 else (describe(*directories), None)
     if path:
         atomic_write_text(path, json.dumps(jsonable(summary), indent=1) + "\n")
         say(f"\n{path}")
@@ -109,11 +106,8 @@ def score(evaluation: Results) -> Scored:
     )
 
 
-def describe(directory: str | Path) -> tuple[dict[str, Any], None]:
-    """Prints the scores of an evaluation beside the published result.
-
-    Returns the same numbers in percent, for `jsonable`, and no picture.
-    """
+def describe(directory: str | Path) -> dict[str, Any]:
+    """Prints the scores of an evaluation beside the published result; returns the same numbers, for `jsonable`."""
     evaluation = load(directory)
     scored = score(evaluation)
     table = protocols.format_table(evaluation.confusion)
@@ -123,18 +117,17 @@ def describe(directory: str | Path) -> tuple[dict[str, Any], None]:
         each = ", ".join(f"{name} {percent(x)}" for name, x in zip(protocols.CITYSCAPES_CATEGORIES, categories["iou"]))
         say(f"categories: mIoU {percent(categories['miou'])} % ({each})")
     scores, boundary, intervals = scored.scores, scored.boundary, scored.class_intervals
-    return _summary(scored) | {
-        "classes": {
-            name: {
-                "iou": 100 * scores["iou"][i],
-                "interval": 100 * intervals[i],
-                "accuracy": 100 * scores["accuracy"][i],
-                "share": 100 * scores["share"][i],
-                "boundary_iou": 100 * boundary["iou"][i],
-            }
-            for i, name in enumerate(evaluation.names)
+    classes = {
+        name: {
+            "iou": 100 * scores["iou"][i],
+            "interval": 100 * intervals[i],
+            "accuracy": 100 * scores["accuracy"][i],
+            "share": 100 * scores["share"][i],
+            "boundary_iou": 100 * boundary["iou"][i],
         }
-    }, None
+        for i, name in enumerate(evaluation.names)
+    }
+    return _summary(scored) | {"classes": classes}
 
 
 def _class_table(scored: Scored) -> str:

@@ -79,6 +79,14 @@ def class_counts(confusion: ArrayLike) -> np.ndarray:
     return np.stack([np.diag(confusion), confusion.sum(0), confusion.sum(1)])
 
 
+def most_frequent_confusions(matrix: np.ndarray, count: int) -> list[tuple[int, int]]:
+    """Up to `count` non-zero entries (row, column) off the diagonal of a matrix (K, K), the largest first."""
+    wrong = np.where(np.eye(len(matrix), dtype=bool), 0, matrix)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:count]
+    rows, columns = np.unravel_index(order, wrong.shape)
+    return [(int(t), int(p)) for t, p in zip(rows, columns) if wrong[t, p]]
+
+
 def iou(counts: ArrayLike) -> np.ndarray:
     """Intersection over union (..., K), float64, NaN where the union is empty.
 

@@ -102,7 +102,8 @@ def class_names_and_palette(config: ConfigDict) -> tuple[Sequence[str], Sequence
     default_palette = tables.distinct_colors(range(1, count + 1))
     try:
         if data.name == "folder":
-            names, palette = [name for name in data.folder.classes if name], data.folder.palette or default_palette
+            names = [name for name in data.folder.classes if name]
+            palette = data.folder.palette if tables.is_palette(data.folder.palette, count) else default_palette
         else:
             module, _, name = datasets.CLASSES[data.name].partition(".")
             builder = getattr(importlib.import_module(f"isnet_jax.datasets.{module}"), name)

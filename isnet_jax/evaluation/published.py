@@ -15,6 +15,7 @@ SOURCE = (
     "https://github.com/SegmentationBLWX/sssegmentation/blob/0ee7fb9b75318762f492a7efbeccf363a494a65e/docs/"
     "modelzoo/isnet/README.md"
 )
+NETWORK = {"activation": "relu", "shortcut": False, **dict.fromkeys(CONTEXT_MODULES, True)}  # fields of config.model
 SCALES = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
 
 
@@ -26,6 +27,7 @@ class Benchmark(NamedTuple):
     tta: dict[str, Any]  # the test with scales and flip
     tta_exceptions: dict[str, dict[str, Any]]  # by backbone
     miou: dict[str, tuple[float, float]]  # by backbone: single scale, and scales and flip
+    network: dict[str, Any] = NETWORK
 
 
 BENCHMARKS = {
@@ -56,6 +58,7 @@ BENCHMARKS = {
         tta={"scales": [1.0], "average": "logits"},  # flip only
         tta_exceptions={},
         miou={"resnet50": (53.14, 53.41), "resnet101": (54.96, 55.41), "resnest101": (56.52, 56.81)},
+        network=NETWORK | {"activation": "leaky_relu", "shortcut": True},
     ),
 }
 RESULTS = {  # (data set, backbone): mIoU at a single scale, and with scales and flip
@@ -76,7 +79,6 @@ TITLES = {
 class Published(NamedTuple):
     """A published result."""
 
-    split: str
     miou: float  # in percent
     setting: str  # single or tta
     source: str
@@ -102,12 +104,12 @@ def find(dataset: str, model: Mapping[str, Any], split: str, setting: Mapping[st
     backbone, name = model.get("backbone", ""), setting.get("name")
     if (dataset, backbone) not in RESULTS or name not in ("single", "tta"):
         return None
-    if not all(model.get(module, True) for module in CONTEXT_MODULES):
+    benchmark, official = BENCHMARKS[dataset], official_setting(dataset, backbone, name)
+    if any(model.get(field, value) != value for field, value in benchmark.network.items()):
         return None
-    official = official_setting(dataset, backbone, name)
-    if split != BENCHMARKS[dataset].split or any(setting.get(field) != value for field, value in official.items()):
+    if split != benchmark.split or any(setting.get(field) != value for field, value in official.items()):
         return None
-    return Published(split, RESULTS[dataset, backbone][name == "tta"], name, SOURCE)
+    return Published(RESULTS[dataset, backbone][name == "tta"], name, SOURCE)
 
 
 def table_row(dataset: str, backbone: str, measured: Mapping[str, float]) -> str:

@@ -166,7 +166,6 @@ class EvaluationRecord:
                 self.directory / "images.npz",
                 name=self.names,
                 file=self.files,
-                index=np.arange(len(self.names)),
                 counts=self.counts,
                 boundary=self.boundary,
             )

@@ -77,7 +77,8 @@ class Results(NamedTuple):
             classes = np.array(image)
         except Exception as error:  # Pillow raises many kinds
             raise UserError(
-                f"The prediction {path} cannot be read ({type(error).__name__}: {error}); evaluate again."
+                f"The prediction {path} cannot be read ({type(error).__name__}: {error}); to evaluate again, "
+                f"delete {self.directory}."
             ) from None
         if classes.max(initial=0) >= len(self.names):
             raise UserError(
@@ -108,7 +109,8 @@ def load(directory: str | Path) -> Results:
     images, file_names, counts, boundary = _read_images(path, len(record["names"]))
     if not np.array_equal(metrics.class_counts(confusion), counts.sum(0)):
         raise UserError(
-            f"{path} and results.json count different pixels, so they are not of the same evaluation; evaluate again."
+            f"{path} and results.json count different pixels, so they are not of the same evaluation; "
+            f"{_to_evaluate_again(path)}."
         )
     return Results(directory, record, tuple(record["names"]), images, file_names, confusion, counts, boundary)
 
@@ -121,16 +123,22 @@ def _read_images(path: Path, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     found = {name: f"{x.dtype.kind} {x.shape}" for name, x in arrays.items()}
     expected = {"name": f"U {(n,)}", "file": f"U {(n,)}", "counts": f"i {(n, 3, k)}", "boundary": f"i {(n, 3, k)}"}
     if not n or found != expected:
-        raise UserError(f"{path} and results.json do not match ({found} instead of {expected}); evaluate again.")
+        raise UserError(
+            f"{path} and results.json do not match ({found} instead of {expected}); {_to_evaluate_again(path)}."
+        )
     counts, boundary = counts.astype(np.int64), boundary.astype(np.int64)
     if min(counts.min(), boundary.min()) < 0 or max(counts.max(), boundary.max()) > LIMIT // n:
-        raise UserError(f"{path} holds impossible numbers of pixels; evaluate again.")
+        raise UserError(f"{path} holds impossible numbers of pixels; {_to_evaluate_again(path)}.")
     invalid = [file for file in file_names.tolist() if not files.is_plain_filename(file)]
     if invalid:
-        raise UserError(f"{path} holds invalid file names, such as {invalid[0][:100]!a}; evaluate again.")
+        raise UserError(f"{path} holds invalid file names, such as {invalid[0][:100]!a}; {_to_evaluate_again(path)}.")
     if len(set(file_names.tolist())) < n:
-        raise UserError(f"{path} holds repeated file names; evaluate again.")
+        raise UserError(f"{path} holds repeated file names; {_to_evaluate_again(path)}.")
     return images, file_names, counts, boundary
+
+
+def _to_evaluate_again(path: Path) -> str:
+    return f"to evaluate again, delete {path.parent / 'results.json'}"
 
 
 def _read(path: Path, read: Callable, *args: Any) -> Any:
@@ -138,7 +146,7 @@ def _read(path: Path, read: Callable, *args: Any) -> Any:
         return read(path, *args)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise UserError(f"{path} cannot be read ({reason}); evaluate again.") from None
+        raise UserError(f"{path} cannot be read ({reason}); {_to_evaluate_again(path)}.") from None
 
 
 def _fault(record: Any) -> str:

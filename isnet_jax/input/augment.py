@@ -1,4 +1,4 @@
-"""Random geometry of one example (protocols: training, steps 1 to 3 and 6), as the official recipe computes it.
+"""Random geometry of one example as the official recipe computes it (`benchmarks/opencv_recipe.py`).
 
 The label comes first, since it alone decides the crop. Only the region of the image that the crop needs is decoded.
 OpenCV resizes and rotates, as in the official code, so images agree with it bit for bit. Photometric distortion follows

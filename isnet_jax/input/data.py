@@ -30,10 +30,8 @@ class Data:
         self.evaluation: Records = pipeline.open_split(builder, config.data.eval_split)
         self.image_names, *sides = zip(*metadata["examples"][config.data.eval_split])
         self.eval_sizes = pipeline.eval_sizes(np.stack(sides, axis=1).tolist(), config)
-        on_cpu = mesh.devices.flat[0].platform == "cpu"  # which computes an image as fast alone as in a batch
-        batch_size = 1 if on_cpu else min(config.test.batch_size, len(self.evaluation))
-        self.eval_batch_size = sharding.round_up_batch_size(batch_size, mesh)
-        self._bucket_cost = CPU_COMPILATION if on_cpu else 0
+        self.eval_batch_size = sharding.eval_batch_size(min(config.test.batch_size, len(self.evaluation)), mesh)
+        self._bucket_cost = CPU_COMPILATION if mesh.devices.flat[0].platform == "cpu" else 0
 
     @functools.cached_property
     def training(self) -> Records:

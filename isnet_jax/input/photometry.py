@@ -1,4 +1,4 @@
-"""Photometric distortion and normalisation on the device (protocols: training, steps 4 to 6).
+"""Photometric distortion and normalisation on the device (`benchmarks/opencv_recipe.py`).
 
 Pixels are transferred to the device as uint8. Every operation here rounds as its uint8 definition in OpenCV does, with
 the integers held in float32.

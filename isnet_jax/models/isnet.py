@@ -73,7 +73,7 @@ class ISNet(nn.Module):
         sizes, masks = masks_by_stride(valid_size, *images.shape[1:3])
         mask = masks[8]
 
-        def layer(module, train_argument=2):  # counted with self
+        def layer(module, train_argument=2):  # the position of `train`, self included
             return nn.remat(module, static_argnums=(train_argument,)) if self.remat else module
 
         def classify(x, name):

@@ -113,10 +113,10 @@ class _Window(NamedTuple):
     groups: int
 
 
-def _convolution(x: Array, kernel: Array, window: _Window) -> Array:
+def _convolution(x: jax.Array, kernel: Array, window: _Window) -> jax.Array:
     return lax.conv_general_dilated(
         x,
-        kernel.astype(x.dtype),
+        jnp.asarray(kernel, x.dtype),
         window_strides=(window.stride,) * 2,
         padding=window.padding,
         rhs_dilation=(window.dilation,) * 2,
@@ -127,7 +127,9 @@ def _convolution(x: Array, kernel: Array, window: _Window) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def convolve(x: Float[Array, "b h w i"], kernel: Float[Array, "kh kw ig o"], window: _Window) -> Array:
+def convolve(
+    x: Float[jax.Array, "b h w i"], kernel: Float[Array, "kh kw ig o"], window: _Window
+) -> Float[jax.Array, "b h2 w2 o"]:
     """The convolution (B, H', W', O) in x's dtype; for reverse-mode differentiation only."""
     return _convolution(x, kernel, window)
 

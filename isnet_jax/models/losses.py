@@ -72,15 +72,17 @@ def _product(subscripts: str, weights: Array, x: Array) -> Array:
     With bfloat16 weights and float32 x, three bfloat16 products replace the float32 product, except on a CPU.
     """
     if weights.dtype != jnp.bfloat16:
-        return _in_one(subscripts, weights, x)
-    return lax.platform_dependent(weights, x, cpu=partial(_in_one, subscripts), default=partial(_in_parts, subscripts))
+        return _single_product(subscripts, weights, x)
+    return lax.platform_dependent(
+        weights, x, cpu=partial(_single_product, subscripts), default=partial(_product_of_parts, subscripts)
+    )
 
 
-def _in_one(subscripts: str, weights: Array, x: Array) -> Array:
+def _single_product(subscripts: str, weights: Array, x: Array) -> Array:
     return jnp.einsum(subscripts, weights.astype(x.dtype), x, precision=precision(x.dtype))
 
 
-def _in_parts(subscripts: str, weights: Array, x: Array) -> Array:
+def _product_of_parts(subscripts: str, weights: Array, x: Array) -> Array:
     products = [jnp.einsum(subscripts, weights, part, preferred_element_type=x.dtype) for part in _split(x)]
     return products[0] + products[1] + products[2]
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 
 import tqdm
 
+from isnet_jax.errors import printable
+
 _muted = False
 
 
@@ -64,15 +66,19 @@ def drop_native_output() -> None:
 
 
 def say(text: str = "") -> None:
-    """Prints a line above any progress bar, unless this process is muted."""
+    """Prints text above any progress bar, unless this process is muted; see `printable`."""
     if not _muted:
-        tqdm.tqdm.write(text, file=sys.stdout)
+        tqdm.tqdm.write(_printable_lines(text), file=sys.stdout)
         sys.stdout.flush()
 
 
 def warn(text: str) -> None:
-    """Prints a line to standard error above any progress bar, in every process."""
-    tqdm.tqdm.write(text, file=sys.stderr)
+    """Prints text to standard error above any progress bar, in every process."""
+    tqdm.tqdm.write(_printable_lines(text), file=sys.stderr)
+
+
+def _printable_lines(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def mute() -> None:

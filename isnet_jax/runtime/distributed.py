@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from isnet_jax.errors import UserError, paragraph
+from isnet_jax.errors import UserError, first_line, paragraph
 from isnet_jax.runtime import console, heartbeat, interrupts
 
 FIELDS = "coordinator", "num_processes", "process_id"
@@ -74,7 +74,7 @@ def initialize(flag_values: Any) -> None:
         _connect(**given)
     except (RuntimeError, ValueError) as error:  # the coordination service; JAX reading the environment
         raise UserError(
-            f"The processes of this run do not find each other ({str(error).strip().splitlines()[0]}); "
+            f"The processes of this run do not find each other ({first_line(error)}); "
             f"name them yourself with --{', --'.join(FIELDS)}."
         ) from None
     finally:

@@ -102,10 +102,13 @@ def _children(value: Any) -> list:
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Writes an .npz file atomically; unlike `np.savez` it takes an array of any name, `file` too."""
-    with atomic_write(path) as partial, zipfile.ZipFile(partial, "w") as archive:
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
+    with atomic_write(path) as partial, open(partial, "wb") as output:
+        with zipfile.ZipFile(output, "w") as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
+        output.flush()
+        os.fsync(output.fileno())
 
 
 def read_arrays(path: str | Path, *names: str) -> list[np.ndarray]:

@@ -22,8 +22,9 @@ class StopRequested(BaseException):
     """Raised between two steps or batches, on every process, after a signal asked the run to stop."""
 
 
-# `signal` is the first one that arrived; the flags are set inside the context managers of the same names.
-_state = SimpleNamespace(hint="", interruptible=False, deferred=False, signal=None)
+# `signal` is the first one that arrived; `raised`, whether as KeyboardInterrupt; the flags are set inside the context
+# managers of the same names.
+_state = SimpleNamespace(hint="", interruptible=False, deferred=False, signal=None, raised=False)
 
 
 def install(resume_hint: str | None = None) -> None:
@@ -49,7 +50,7 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     except Exception:
-        if _state.signal:  # a library has turned the interrupt into its own error
+        if _state.raised:  # a library has turned the interrupt into its own error
             raise KeyboardInterrupt from None
         raise
     finally:
@@ -100,6 +101,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
         return
     if not _state.interruptible or repeated or _importing(frame):
         exit_now()
+    _state.raised = True
     raise KeyboardInterrupt
 
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from isnet_jax.config import inference_settings
-from isnet_jax.errors import UserError
+from isnet_jax.errors import UserError, first_line
 from isnet_jax.evaluation.loop import make_eval_step
 from isnet_jax.input.resizing import target_size
 from isnet_jax.models.isnet import ISNet, create_model
@@ -142,7 +142,7 @@ def find_devices(topology: str | None = None) -> Sequence[jax.Device]:
             return topologies.get_topology_desc(topology, "tpu", **options).devices
     except Exception as error:  # of many kinds
         raise UserError(
-            f"There is no topology {topology!r} ({str(error).splitlines()[0]}). Name a kind of chip and "
+            f"There is no topology {topology!r} ({first_line(error)}). Name a kind of chip and "
             "the shape of a slice, as in v5e:1x1, v5e:2x4, v5e:4x4, v6e:2x4, v4:2x2x1 or v5p:2x2x1."
         ) from None
 
@@ -192,7 +192,7 @@ def _eval_program(
     image_size: tuple[int, int] | None,
 ) -> _Program:
     size, label_size = eval_sizes(config, image_size)
-    batch_size = sharding.round_up_batch_size(config.test.batch_size, mesh)
+    batch_size = sharding.eval_batch_size(config.test.batch_size, mesh)
     batch = {
         "image": jax.ShapeDtypeStruct((batch_size, *size, 3), np.uint8),
         "label": jax.ShapeDtypeStruct((batch_size, *label_size), np.uint8),

@@ -70,7 +70,7 @@ class Log:
         self._clock = time.perf_counter()
 
     def on_metrics(self, step: int, metrics: Mapping[str, float], waited: float) -> None:
-        """Takes the metrics of a step and the seconds it waited for data; prints and writes every so many steps."""
+        """Logs every `run.log_every_steps` steps. metrics: of step `step`; waited: seconds that it waited for data."""
         now = time.perf_counter()
         self._bar.update(step - self._bar.n)
         if self._warm:

@@ -53,51 +53,60 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, dic
     with translating_disk_and_memory_errors(f"The run in {workdir}", "--workdir", resume_hint, MEMORY_ADVICE):
         mesh = sharding.training_mesh(config)
         data = open_data(config, mesh)
-        total_steps = data.total_steps
-        model, schedule = create_model(config.model), make_schedule(config.train, total_steps)
+        model, schedule = create_model(config.model), make_schedule(config.train, data.total_steps)
         optimizer = make_optimizer(config.train, schedule)
         with contextlib.ExitStack() as stack:
             run_facts = config.to_dict() | {"train_examples": len(data.training)}
             checkpoints = stack.enter_context(Checkpoints(workdir, run_facts, config.run.keep_checkpoints))
-            workdir = checkpoints.workdir
             compiler.enable_cache()
             state, shardings = restore_or_init(config, model, optimizer, mesh, checkpoints)
             first = int(state.step)
             announce(config, data, mesh, state)
-            evaluated = distributed.broadcast_from_first(has_evaluation(workdir, first))
-            log = stack.enter_context(Log(workdir, config, first, total_steps))
+            log = stack.enter_context(Log(checkpoints.workdir, config, first, data.total_steps))
+            profiler = Profiler(checkpoints.workdir / "profile", first, config.run.profile_steps)
             rows = sharding.local_rows(mesh, config.train.global_batch_size)
-            batches = pipeline.train_batches(data.training, config, first, total_steps, rows)
-            train_step = make_train_step(model, optimizer, schedule, config, mesh, shardings)
+            batches = pipeline.train_batches(data.training, config, first, data.total_steps, rows)
             trainer = Trainer(
-                train_step,
+                make_train_step(model, optimizer, schedule, config, mesh, shardings),
                 state,
                 stack.enter_context(batches),
                 mesh,
                 data.training.name,
                 checkpoints,
                 log,
-                stack.enter_context(Profiler(workdir / "profile", first, config.run.profile_steps)),
+                stack.enter_context(profiler),
             )
             evaluator = Evaluator(model, mesh, data, inference_settings(config))
-            stack.enter_context(interrupts.deferred())
-            try:
-                for milestone in milestones(config, data.steps_per_epoch, first, evaluated):
-                    state = trainer.run_until(milestone.step)
-                    if milestone.save:
-                        checkpoints.save(milestone.step, state)
-                    if milestone.evaluate:
-                        evaluate(evaluator, state, config.data.eval_split, log)
-                sheet = pictures.ComparisonSheet(config.run.num_pictures, len(data.evaluation))
-                unlogged = total_steps > first or not evaluated
-                results = evaluate(evaluator, state, config.data.eval_split, log if unlogged else None, sheet.add)
-            except interrupts.StopRequested:
-                save_now(checkpoints, trainer.state)
-                raise
-            checkpoints.wait()
-            if distributed.is_first():
-                write_results(workdir, results, data, sheet.rows)
-            say(f"checkpoint, results.json and TensorBoard events: {workdir}")
+            return train_to_the_end(config, data, trainer, evaluator, checkpoints, log)
+
+
+def train_to_the_end(
+    config: ConfigDict, data: Data, trainer: Trainer, evaluator: Evaluator, checkpoints: Checkpoints, log: Log
+) -> dict[str, dict[str, Any]]:
+    """Passes the milestones of a run, evaluates after the last step, and writes the results, which it returns.
+
+    Raises StopRequested after a signal, with the state saved.
+    """
+    workdir, state, first = checkpoints.workdir, trainer.state, int(trainer.state.step)
+    evaluated = distributed.broadcast_from_first(has_evaluation(workdir, first))
+    with interrupts.deferred():
+        try:
+            for milestone in milestones(config, data.steps_per_epoch, first, evaluated):
+                state = trainer.run_until(milestone.step)
+                if milestone.save:
+                    checkpoints.save(milestone.step, state)
+                if milestone.evaluate:
+                    evaluate(evaluator, state, config.data.eval_split, log)
+            sheet = pictures.ComparisonSheet(config.run.num_pictures, len(data.evaluation))
+            unlogged = data.total_steps > first or not evaluated
+            results = evaluate(evaluator, state, config.data.eval_split, log if unlogged else None, sheet.add)
+        except interrupts.StopRequested:
+            save_now(checkpoints, trainer.state)
+            raise
+        checkpoints.wait()
+        if distributed.is_first():
+            write_results(workdir, results, data, sheet.rows)
+        say(f"checkpoint, results.json and TensorBoard events: {workdir}")
     return results
 
 
@@ -148,8 +157,8 @@ def restore_or_init(
         state = jax.jit(lambda v: state_from_variables(v, optimizer, ema), out_shardings=shardings)(variables)
     else:
         say(
-            "The backbone starts from random weights; the official results start from ImageNet weights "
-            "(--config.train.pretrained=resnet50_v1c.pth)."
+            f"The {config.model.backbone} backbone starts from random weights; the official results start from "
+            "ImageNet weights (--config.train.pretrained=FILE.pth)."
         )
     return state, shardings
 

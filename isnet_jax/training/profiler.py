@@ -1,9 +1,8 @@
 """A trace of a few train steps, for XProf (TensorBoard's profiler) and Perfetto."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import jax
 
@@ -22,24 +21,26 @@ class Profiler:
     def __init__(self, directory: Path, first: int, num_steps: int):
         self._directory, self._begin, self._end = directory, first + WARM_UP_STEPS, first + WARM_UP_STEPS + num_steps
         self._tracing = False
+        self._pending = num_steps > 0 and distributed.is_first()
 
-    @contextlib.contextmanager
-    def step(self, step: int) -> Iterator[None]:
-        """Surrounds the train step after `step` steps."""
-        if self._begin <= step < self._end and not self._tracing and distributed.is_first():
+    def before_step(self, step: int, state: Any) -> None:
+        """Begins or ends the trace where it is due; to be called before each step.
+
+        step: the number of steps taken; state: what they return. The devices finish them first, so that the trace holds
+        whole steps.
+        """
+        if self._pending and step >= self._begin:
+            jax.block_until_ready(state)
             jax.profiler.start_trace(str(self._directory), create_perfetto_trace=True)
-            self._tracing = True
-        with jax.profiler.StepTraceAnnotation("train", step_num=step):
-            yield
-        if self._tracing and step + 1 == self._end:
-            self.stop()
+            self._pending, self._tracing = False, True
+        elif self._tracing and step >= self._end:
+            jax.block_until_ready(state)
+            self._stop()
 
-    def stop(self) -> None:
-        """Ends a trace, if one is under way, and says where it is."""
-        if self._tracing:
-            self._tracing = False
-            jax.profiler.stop_trace()
-            say(f"trace of the train steps, for XProf and Perfetto: {self._directory}")
+    def _stop(self) -> None:
+        self._tracing = False
+        jax.profiler.stop_trace()
+        say(f"trace of the train steps, for XProf and Perfetto: {self._directory}")
 
     def __enter__(self) -> "Profiler":
         return self
@@ -47,4 +48,7 @@ class Profiler:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        if self._tracing:
+            self._stop()
+        elif self._pending and error is None:
+            say(f"no trace was made: the run took no more than {WARM_UP_STEPS} steps, which come before it")

@@ -37,7 +37,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def make_schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
-    """lr(t) = (1 - t / T)^power (base - min) + min, with t counted before the step (protocols: training).
+    """lr(t) = (1 - t / T)^power (base - min) + min, with t counted before the step.
 
     config: `config.train`.
     """

@@ -51,7 +51,8 @@ class Trainer:
             while step < stop:
                 if distributed.stop_requested():
                     break
-                with self._profiler.step(step):
+                self._profiler.before_step(step, self.state)
+                with jax.profiler.StepTraceAnnotation("train", step_num=step):
                     started = time.perf_counter()
                     batch = next(self._batches)
                     waited = time.perf_counter() - started
@@ -75,14 +76,15 @@ class Trainer:
         self._checkpoints.check()
 
     def _non_finite(self, step: int, values: Mapping[str, float], indices: np.ndarray) -> str:
-        """What to tell about a non-finite loss or gradient."""
+        """The error message for a non-finite loss or gradient."""
         saved = self._checkpoints.steps()  # the newest first
         before = (
             f"The last checkpoint, of step {saved[0]}, is from before it" if saved else "Nothing was saved before it"
         )
         names = ", ".join(map(self._example_name, indices.tolist()))
+        part = "the batch" if distributed.is_single_process() else "this process's part of the batch"
         return (
-            f"At step {step} the loss is {values['total']} and the norm of its gradient {values['grad_norm']}; the "
-            f"batch held {names}. {before}. Look at those examples, or lower config.train.base_lr and choose another "
+            f"At step {step} the loss is {values['total']} and the norm of its gradient {values['grad_norm']}; {part} "
+            f"held {names}. {before}. Look at those examples, or lower config.train.base_lr and choose another "
             "--workdir."
         )

@@ -15,8 +15,9 @@ from small_run import run_inside, unwrapped
 
 from isnet_jax import UserError, config, create_model
 from isnet_jax.checkpoints import torch_names
-from isnet_jax.checkpoints.manager import Checkpoints, load_variables, newest_checkpoint, save_variables
+from isnet_jax.checkpoints.manager import Checkpoints, checkpoint_path, load_variables, newest_step, save_variables
 from isnet_jax.evaluation import results
+from isnet_jax.evaluation.checkpoint import print_results
 from isnet_jax.evaluation.record import RELEVANT, EvaluationRecord
 from isnet_jax.input import data
 from isnet_jax.input.pipeline import EvalBatch
@@ -127,12 +128,27 @@ def test_evaluate_resumes_after_a_kill_and_equals_an_uninterrupted_run(place):
 
     code, _, err = run(place, "--checkpoint=weights", "--output=whole", "--tta")
     assert code == 1 and "of another evaluation" in err
-    os.utime(newest_checkpoint(place / "weights"), ns=(0, 0))  # as if written again
+    os.utime(checkpoint_path(place / "weights", newest_step(place / "weights")), ns=(0, 0))  # as if written again
     code, _, err = run(place, "--checkpoint=weights", "--output=whole")
     assert code == 1 and "of another evaluation" in err
     (place / "whole/results.json").write_text("")
     code, _, err = run(place, "--checkpoint=weights", "--output=whole")
     assert code == 1 and "is damaged" in err
+
+
+def test_scores_are_printed_for_a_split_without_labelled_pixels(capsys):
+    record = {
+        "names": ["a", "b"],
+        "confusion": [[0, 0], [0, 0]],
+        "boundary": [[0, 0], [0, 0], [0, 0]],
+        "protocols": {"official": {"miou": None}},
+        "published": {"miou": 44.22, "source": "zoo"},
+        "setting": {"name": "single"},
+        "run": {"images_per_second": 1.0},
+    }
+    print_results(record, ["official"])
+    out = capsys.readouterr().out
+    assert "boundary IoU - %" in out and "published" not in out
 
 
 FACTS = {
@@ -200,6 +216,11 @@ def test_evaluate_reads_official_files_and_tests_with_tta(place):
         (("--checkpoint=weights", "--config.data.eval_split=test"), 1, "has no split 'test'"),
         (("--checkpoint=weights", "--config.model.backbone=resnet34"), 1, "of another network"),
         (("--checkpoint=weights", "--ema"), 1, "holds no moving average"),
+        (
+            ("--checkpoint=weights", "--config.model.activation=leaky_relu"),
+            1,
+            "add --config.model.activation=relu",
+        ),
     ],
 )
 def test_evaluate_reports_mistakes_without_a_traceback(place, args, code, message, monkeypatch):
@@ -216,4 +237,4 @@ def test_load_variables_reads_weights_or_moving_averages(tmp_path):
     saved.close()
     for ema, expected in (False, weights), (True, averages):
         jax.tree.map(np.testing.assert_array_equal, load_variables(tmp_path, weights, ema), expected)
-    assert newest_checkpoint(tmp_path).name == "5"
+    assert newest_step(tmp_path) == 5

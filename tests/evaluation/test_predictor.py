@@ -293,6 +293,8 @@ def test_recorded_config_is_read_back(tmp_path):
     assert {name: value for name, value in recorded.to_dict().items() if name in c} == c.to_dict()
     palette = ((128, 0, 0), (0, 128, 0), (128, 128, 0))
     assert predictor.class_names_and_palette(recorded) == (["a", "b", "c"], palette)
+    recorded.data.folder.palette = ((300, 0, 0), (1, 2), 7)  # no colours: the file may come from anyone
+    assert predictor.class_names_and_palette(recorded) == (["a", "b", "c"], palette)
 
 
 def test_recorded_config_upgrades_fields_of_earlier_versions(tmp_path):

@@ -179,7 +179,8 @@ def test_report_explains_missing_data_and_predictions(home, tmp_path):
 
 
 def test_report_accepts_nulls_in_optional_fields(home, tmp_path):
-    bare = edit(home / "a", tmp_path / "bare", config={"model": None}, run={"versions": None}, published={"miou": None})
+    fields = {"config": {"model": None}, "run": {"versions": None}, "published": {"miou": None}}
+    bare = edit(home / "a", tmp_path / "bare", **fields, checkpoint="no\0path")
     page = check_page(render(results.load(bare)))
     assert "published" not in page.text and "resnet50" not in page.text
 

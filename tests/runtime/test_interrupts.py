@@ -25,6 +25,10 @@ def main(config, flag_values):
 cli.run(main, "", needs_config=False, resume_hint="there")
 """
 )
+IN_A_RUN = """
+    from isnet_jax.errors import translating_disk_and_memory_errors
+    with translating_disk_and_memory_errors("The run", "--workdir", "there", ""):
+"""
 LINE = "interrupted; the same command resumes there\n"
 
 
@@ -151,6 +155,19 @@ def test_deferred_signals_wait_for_the_step(signals, code, out, err):
     assert (done.returncode, done.stdout, done.stderr) == (code, out, err)
 
 
+def test_error_after_a_deferred_signal_is_reported():
+    """Such as a full disk where the run saves before it stops: the signal has interrupted no library."""
+    body = """
+    from isnet_jax.errors import UserError
+    with interrupts.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+        raise UserError("The disk is full.")
+"""
+    done = run("-c", COMMAND.format(body=body))
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: The disk is full.\n")
+
+
 def test_ctrl_c_is_ignored_where_the_shell_says_so():
     """As for background jobs."""
     body = "    os.kill(os.getpid(), signal.SIGINT)\n    print('continues')"
@@ -164,7 +181,12 @@ def test_importing_the_package_leaves_signals_alone():
 
 
 @pytest.mark.parametrize(
-    "words", [["-m", "isnet_jax.prepare", "--help"], ["-c", COMMAND.format(body="    print('a line')")]]
+    "words",
+    [
+        ["-m", "isnet_jax.prepare", "--help"],
+        ["-c", COMMAND.format(body="    print('a line')")],
+        ["-c", COMMAND.format(body=IN_A_RUN + "        print('a line')")],
+    ],
 )
 def test_broken_pipe_exits_with_141(words):
     reader, writer = os.pipe()

@@ -22,7 +22,7 @@ from isnet_jax.checkpoints import manager
 from isnet_jax.errors import UserError
 from isnet_jax.evaluation import prediction_files, record, results
 from isnet_jax.evaluation.report.render import render
-from isnet_jax.runtime import files
+from isnet_jax.runtime import console, files
 
 HOSTILE = "<script>alert('x')</script>&\"quoted\" onload=x \x1b[2J"
 PACKAGE = ROOT / "isnet_jax"
@@ -249,6 +249,9 @@ def test_templates_mark_no_text_as_safe():
         assert not re.search(r"\|\s*safe\b|autoescape (false|off)|autoescape=False|\bMarkup\b", path.read_text()), path
 
 
-def test_messages_escape_terminal_sequences():
+def test_messages_escape_terminal_sequences(capsys):
     text = errors.paragraph(UserError("/data/\x1b[2J\x07evil\u202e\r.png is damaged.\nMend it."))
     assert text.isprintable() and "\\x1b[2J" in text and "\\u202e" in text and text.startswith("error: /data/")
+    console.say(f"class {HOSTILE}\nnext line")
+    console.warn(f"class {HOSTILE}\nnext line")
+    assert capsys.readouterr() == (f"class {HOSTILE}\nnext line\n".replace("\x1b", "\\x1b"),) * 2

@@ -172,8 +172,8 @@ def test_trainer_refuses_hidden_transfers(tmp_path):
 def test_profiler_traces_the_steps_after_warm_up(tmp_path):
     with Profiler(tmp_path / "profile", 10, 2) as profiler:
         for step in range(10, 20):
-            with profiler.step(step):
-                jnp.ones(3).sum().block_until_ready()
+            profiler.before_step(step, jnp.ones(3))
+            jnp.ones(3).sum()
     [trace] = (tmp_path / "profile").rglob("perfetto_trace.json.gz")
     assert trace.stat().st_size > 0 and list((tmp_path / "profile").rglob("*.xplane.pb"))
 

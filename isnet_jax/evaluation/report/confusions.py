@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from isnet_jax.evaluation import metrics
 from isnet_jax.evaluation.report import images
 from isnet_jax.evaluation.report.formatting import ClassLabel, class_labels
 from isnet_jax.evaluation.results import Results
@@ -87,22 +88,14 @@ def frequent_confusions(evaluation: Results, count: int) -> list[Confusion]:
     class_pixels, pixels = matrix.sum(1), matrix.sum()
     return [
         Confusion(labels[t], labels[p], matrix[t, p] / class_pixels[t], matrix[t, p] / pixels)
-        for t, p in most_frequent(matrix, count)
+        for t, p in metrics.most_frequent_confusions(matrix, count)
     ]
-
-
-def most_frequent(matrix: np.ndarray, count: int) -> list[tuple[int, int]]:
-    """Up to `count` non-zero entries (row, column) off the diagonal of a matrix (K, K), the largest first."""
-    wrong = np.where(np.eye(len(matrix), dtype=bool), 0, matrix)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:count]
-    rows, columns = np.unravel_index(order, wrong.shape)
-    return [(int(t), int(p)) for t, p in zip(rows, columns) if wrong[t, p]]
 
 
 def most_confused_classes(matrix: np.ndarray, count: int) -> list[int]:
     """Up to `count` classes that occur in the most frequent confusions, in ascending order."""
     classes: list[int] = []
-    for pair in most_frequent(matrix, matrix.size):
+    for pair in metrics.most_frequent_confusions(matrix, matrix.size):
         classes += [k for k in pair if k not in classes]
         if len(classes) >= count:
             break

@@ -8,6 +8,7 @@ from PIL import Image
 
 from isnet_jax import datasets
 from isnet_jax.errors import UserError
+from isnet_jax.evaluation import metrics
 from isnet_jax.evaluation.report import images
 from isnet_jax.evaluation.report.formatting import ClassLabel, class_labels
 from isnet_jax.evaluation.results import Results
@@ -27,7 +28,7 @@ class Panel(NamedTuple):
     is_class_map: bool = False
 
 
-class Mistake(NamedTuple):
+class ImageConfusion(NamedTuple):
     """The most frequent confusion of an image."""
 
     ground_truth: str
@@ -35,12 +36,12 @@ class Mistake(NamedTuple):
     share: float  # of the labelled pixels
 
 
-class Shot(NamedTuple):
+class GalleryImage(NamedTuple):
     """One image of the gallery."""
 
     name: str
     score: float
-    mistake: Mistake | None
+    confusion: ImageConfusion | None
     problems: list[str]  # why some of the panels are missing
     panels: list[Panel]
     legend: list[ClassLabel]
@@ -51,7 +52,7 @@ class Gallery(NamedTuple):
     """The worst and the best images."""
 
     problem: str  # why no image can be shown, or ""
-    groups: list[tuple[str, list[Shot]]]  # by heading
+    groups: list[tuple[str, list[GalleryImage]]]  # by heading
 
 
 def image_scores(counts: np.ndarray) -> np.ndarray:
@@ -60,11 +61,7 @@ def image_scores(counts: np.ndarray) -> np.ndarray:
     The mean is over the classes that occur in the image's ground truth or prediction. It is NaN for images without
     labelled pixels.
     """
-    hits, predicted, ground_truth = np.asarray(counts, np.int64).swapaxes(0, 1)
-    union = predicted + ground_truth - hits
-    num_classes = (union > 0).sum(1)
-    total = (hits / np.maximum(union, 1)).sum(1)
-    return np.where(num_classes > 0, total / np.maximum(num_classes, 1), np.nan)
+    return np.asarray(metrics.mean(metrics.iou(counts)))
 
 
 def extremes(scores: np.ndarray, count: int = NUM_EXTREMES) -> tuple[list[int], list[int]]:
@@ -84,7 +81,7 @@ def gallery(evaluation: Results, scores: np.ndarray) -> Gallery:
     except UserError as error:
         problem = str(error)
     groups = [
-        (heading, [_shot(evaluation, source, i, scores[i]) for i in indices])
+        (heading, [_gallery_image(evaluation, source, i, scores[i]) for i in indices])
         for heading, indices in zip(("Worst", "Best"), extremes(scores))
         if indices
     ]
@@ -100,10 +97,10 @@ def _open_split(record: dict[str, Any]) -> Any:
     return pipeline.open_split(builder, record["split"])
 
 
-def _shot(evaluation: Results, source: Any, i: int, score: float) -> Shot:
+def _gallery_image(evaluation: Results, source: Any, i: int, score: float) -> GalleryImage:
     """Image i and its prediction; source: the examples of its split, or None."""
     name, names = str(evaluation.images[i]), evaluation.names
-    image = ground_truth = prediction = mistake = None
+    image = ground_truth = prediction = confusion = None
     problems = []
     try:
         prediction = evaluation.prediction(i)
@@ -119,7 +116,7 @@ def _shot(evaluation: Results, source: Any, i: int, score: float) -> Shot:
     if ground_truth is not None and prediction is not None:
         if ground_truth.shape == prediction.shape:
             prediction = np.where(ground_truth == IGNORED, IGNORED, prediction)  # ignored pixels are not scored
-            mistake = _mistake(ground_truth, prediction, names)
+            confusion = _most_frequent_confusion(ground_truth, prediction, names)
         else:
             problems.append(
                 f"The prediction has {_size(prediction)} pixels, but the ground truth has {_size(ground_truth)}."
@@ -128,7 +125,7 @@ def _shot(evaluation: Results, source: Any, i: int, score: float) -> Shot:
     shown = [classes for classes in (ground_truth, prediction) if classes is not None]
     legend = _legend(shown, class_labels(evaluation))
     panels = _panels(image, ground_truth, prediction, evaluation.record["palette"])
-    return Shot(name, score, mistake, problems, panels, legend[:MAX_LEGEND], max(0, len(legend) - MAX_LEGEND))
+    return GalleryImage(name, score, confusion, problems, panels, legend[:MAX_LEGEND], max(0, len(legend) - MAX_LEGEND))
 
 
 def _size(classes: np.ndarray) -> str:
@@ -150,14 +147,16 @@ def _example(source: Any, i: int, name: str, num_classes: int) -> tuple[np.ndarr
     return pixels, classes
 
 
-def _mistake(ground_truth: np.ndarray, prediction: np.ndarray, names: tuple[str, ...]) -> Mistake | None:
-    """The confusion that costs an image most, None if there is none."""
+def _most_frequent_confusion(
+    ground_truth: np.ndarray, prediction: np.ndarray, names: tuple[str, ...]
+) -> ImageConfusion | None:
+    """None if all labelled pixels are right."""
     wrong = ground_truth != prediction  # equal where ignored
     if not wrong.any():
         return None
     pairs, counts = np.unique(ground_truth[wrong].astype(int) * 256 + prediction[wrong], return_counts=True)
     t, p = divmod(int(pairs[counts.argmax()]), 256)
-    return Mistake(names[t], names[p], counts.max() / (ground_truth != IGNORED).sum())
+    return ImageConfusion(names[t], names[p], counts.max() / (ground_truth != IGNORED).sum())
 
 
 def _legend(maps: list[np.ndarray], labels: list[ClassLabel]) -> list[ClassLabel]:

@@ -55,9 +55,10 @@ def recipe_row(evaluations: Sequence[Results]) -> str | None:
             network = facts["dataset"], model["backbone"], *map(facts.get, ("checkpoint", "step", "ema"))
             miou = 100 * protocols.scores(evaluation.confusion)["miou"]
             measured.setdefault(network, {}).setdefault(known.setting, miou)
-    for (dataset, backbone, *_), scores in measured.items():
-        return published.table_row(dataset, backbone, scores)
-    return None
+    if not measured:
+        return None
+    (dataset, backbone, *_), scores = next(iter(measured.items()))
+    return published.table_row(dataset, backbone, scores)
 
 
 def render(evaluation: Results, other: Results | None = None) -> str:

@@ -156,7 +156,7 @@ def training_section(record: Mapping[str, Any]) -> list[charts.LineChart]:
     """Curves of the training run that the checkpoint belongs to; empty for other checkpoints."""
     try:
         rows = read_metrics(Path(str(record.get("checkpoint"))) / "metrics.jsonl")
-    except OSError:  # a .pth file, or a converted one
+    except (OSError, ValueError):  # a .pth file, or a converted one; or no path at all
         return []
     scores = (key.removesuffix("/miou") for row in rows for key in row if key.endswith("/miou"))
     weights = list(dict.fromkeys(scores))[:MAX_WEIGHTS]
