@@ -38,9 +38,6 @@ DATA_SETS = "camvid", "people"
 SMOKE = {  # changes of the people's config
     "train.epochs": 4,
     "model.dropout": 0.0,
-    "augment.resize": "(72,72)",
-    "augment.crop_size": "(64,64)",
-    "test.resize": "(64,64)",
 }
 SMOKE_SPLITS = {"train": 48, "val": 16}
 
