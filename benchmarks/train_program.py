@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from benchmarks.workload import LEARNING_RATE
 from isnet_jax.models.isnet import ISNet
 from isnet_jax.runtime import sharding
+from isnet_jax.training.fastest_attention import with_fastest_attention
 from isnet_jax.training.step import make_optimizer, make_schedule, make_train_step, state_from_variables
 
 
@@ -27,4 +28,5 @@ def make_train_program(
     state = jax.jit(partial(state_from_variables, optimizer=optimizer), out_shardings=replicated)(variables)
     window = np.tile(np.array([0, 0, *images.shape[1:3]], np.int32), (len(images), 1))
     batch = sharding.to_devices({"image": images, "label": labels, "window": window}, mesh)
+    model = with_fastest_attention(model, config, mesh)
     return make_train_step(model, optimizer, schedule, config, mesh, replicated), state, batch

@@ -1,5 +1,7 @@
 """Single-head attention whose memory grows with the number of pixels, not with its square."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
@@ -41,3 +43,22 @@ def _attend(query: Array, key: Array, value: Array, key_bias: Array | None) -> A
         scores = scores + key_bias[:, None].astype(dtype)
     weights = jax.nn.softmax(scores).astype(value.dtype)
     return jnp.einsum("bnm,bme->bne", weights, value, precision=precision(value.dtype))
+
+
+def cudnn_attention(
+    query: Float[Array, "b n d"],
+    key: Float[Array, "b m d"],
+    value: Float[Array, "b m e"],
+    key_bias: Float[Array, "b m"] | None = None,
+) -> Float[Array, "b n e"]:
+    """`attention` by cuDNN, which keeps no scores, where there is no bias: it would take a bias for every score.
+
+    Raises NotImplementedError where cuDNN has no such attention: not on a GPU, not bfloat16, or D too large.
+    """
+    if key_bias is not None:
+        return attention(query, key, value, key_bias)
+    heads = (jnp.asarray(x)[:, :, None] for x in (query, key, value))  # a single one
+    return jax.nn.dot_product_attention(*heads, implementation="cudnn")[:, :, 0]
+
+
+IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {"blocks": attention, "cudnn": cudnn_attention}

@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from isnet_jax.models.attention import attention
+from isnet_jax.models.attention import IMPLEMENTATIONS
 from isnet_jax.models.layers import Array, ConvBNAct, Mask, masked_mean
 
 
@@ -24,6 +24,7 @@ class ImageLevelContext(nn.Module):
     """R -> R_il; `act` is the head's activation."""
 
     act: Callable
+    attention: str = "blocks"  # one of IMPLEMENTATIONS
 
     @nn.compact
     def __call__(
@@ -40,7 +41,7 @@ class ImageLevelContext(nn.Module):
         value = project(name="value")(feats, train, mask, image_mean)
         query, key, value = (x.reshape(b, h * w, -1) for x in (query, key, value))
         key_bias = None if mask is None else jnp.where(mask, 0.0, -jnp.inf).reshape(b, h * w)
-        context = attention(query, key, value, key_bias).reshape(b, h, w, -1)
+        context = IMPLEMENTATIONS[self.attention](query, key, value, key_bias).reshape(b, h, w, -1)
         context = ConvBNAct(channels, act=self.act, name="out")(context, train, mask)
         both = jnp.concatenate([feats, context], axis=-1)
         return ConvBNAct(channels, 3, act=self.act, name="bottleneck")(both, train, mask)

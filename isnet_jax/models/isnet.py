@@ -45,6 +45,7 @@ class ISNet(nn.Module):
     dropout: float = 0.1
     dtype: str = "float32"
     remat: bool = False  # rematerialise each block in the backward pass
+    attention: str = "blocks"  # of the image-level context: a key of `attention.IMPLEMENTATIONS`
 
     @property
     def output_stride(self) -> int:
@@ -86,7 +87,7 @@ class ISNet(nn.Module):
         feats = layer(ConvBNAct)(HEAD_CHANNELS, 3, act=act, name="bottleneck")(stage4, train, mask)
         context = feats
         if self.image_level_context:
-            context = layer(ImageLevelContext)(act, name="image_level_context")(feats, train, mask)
+            context = layer(ImageLevelContext)(act, self.attention, name="image_level_context")(feats, train, mask)
         x = layer(ConvBNAct)(HEAD_CHANNELS, act=act, name="stage1_head")(feats, train, mask)
         outputs = {"stage1_logits": classify(x, "stage1_classifier")}
         if self.semantic_level_context:

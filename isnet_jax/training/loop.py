@@ -23,6 +23,7 @@ from isnet_jax.models.isnet import ISNet, create_model, describe
 from isnet_jax.runtime import compiler, distributed, interrupts, sharding
 from isnet_jax.runtime.console import say
 from isnet_jax.runtime.files import atomic_write_text
+from isnet_jax.training.fastest_attention import with_fastest_attention
 from isnet_jax.training.log import Log, has_evaluation
 from isnet_jax.training.profiler import Profiler
 from isnet_jax.training.step import (
@@ -53,7 +54,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, dic
     with translating_disk_and_memory_errors(f"The run in {workdir}", "--workdir", resume_hint, MEMORY_ADVICE):
         mesh = sharding.training_mesh(config)
         data = open_data(config, mesh)
-        model, schedule = create_model(config.model), make_schedule(config.train, data.total_steps)
+        model = with_fastest_attention(create_model(config.model), config, mesh)
+        schedule = make_schedule(config.train, data.total_steps)
         optimizer = make_optimizer(config.train, schedule)
         with contextlib.ExitStack() as stack:
             run_facts = config.to_dict() | {"train_examples": len(data.training)}
