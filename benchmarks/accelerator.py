@@ -3,7 +3,8 @@
 usage: python -m benchmarks.accelerator [options], from the repository's root
 
   --output=FILE  results, written after every measurement (docs/performance/accelerator.json; with --quick in /tmp)
-  --seconds=N    starts no measurement after N seconds (420), ends one after N + 30, and lists the rest as skipped
+  --seconds=N    starts no measurement after N seconds (420), of which PyTorch has the last 120 (or a third), ends one
+                 30 s later, and lists the rest as skipped
   --resume       keeps the results in FILE and measures only what was skipped or failed
   --table_only   measures nothing, only writes the tables in docs/performance.md from FILE
   --quick        runs every code path at toy size, in a minute or two on a CPU; docs/performance.md is left alone

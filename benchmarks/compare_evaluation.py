@@ -91,7 +91,7 @@ def measure_ours(spec: dict[str, Any], place: Path, turn: int) -> dict[str, Any]
 
 
 def measure_theirs(spec: dict[str, Any], place: Path) -> dict[str, Any]:
-    """The same in PyTorch, image by image."""
+    """The predictions and their confusion matrix in PyTorch, image by image."""
     output = place / f"{spec['variant']}.json"
     words = [sys.executable, "-m", "benchmarks.compare_evaluation_torch", json.dumps(spec), str(place), str(output)]
     seconds, peak = time_command(words)

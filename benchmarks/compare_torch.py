@@ -3,7 +3,7 @@
 usage: python -m benchmarks.compare_torch --work=train|forward|evaluate --backbone=resnet50 --size=512x512
            --classes=150 --batch=1 [--dtype=float32|bfloat16] [--turns=2] [--json=FILE]
 
-  --work    train: a train step, from normalised images to updated parameters
+  --work    train: a train step, to updated parameters; ours also normalises the images
             forward: the network in evaluation, from normalised images to logits at stride 8
             evaluate: `python -m isnet_jax.evaluate` on 12 photographs of mixed sizes of about --size, start to end
   --turns   how often each side has its turn
@@ -163,7 +163,8 @@ def table(comparison: dict[str, Any]) -> str:
         )
     return (
         f"{comparison['work']}, {comparison['backbone']}, {comparison['batch']} x {height}x{width}, "
-        f"{comparison['classes']} classes, {comparison['dtype']}, {comparison['device']}\n{aligned(rows)}\n"
+        f"{comparison['classes']} classes, {comparison['dtype']}, {comparison['device']}, "
+        f"{comparison['turns']} turn{'s' if comparison['turns'] > 1 else ''}\n{aligned(rows)}\n"
         f"results differ by at most {max(comparison['difference_loop'], comparison['difference_fast']):.1e}"
     )
 

@@ -3,7 +3,8 @@
 usage: python -m benchmarks.compile_table [--rows=REGEX] [--minutes=N] [--table_only]
 
   --rows        only rows whose name matches, such as 'cityscapes.*float32'
-  --minutes     starts no compilation after N minutes (60); all rows take about an hour on two cores
+  --minutes     starts no compilation after N minutes (60). On two cores, all rows of least effort take 45 minutes, and
+                each row of full effort half an hour
   --table_only  compiles nothing, only writes the tables from docs/performance/compile_table.json
 
 Needs libtpu (`pip install libtpu`), but no TPU. Each row is saved in docs/performance/compile_table.json once it is

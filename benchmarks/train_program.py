@@ -28,5 +28,6 @@ def make_train_program(
     state = jax.jit(partial(state_from_variables, optimizer=optimizer), out_shardings=replicated)(variables)
     window = np.tile(np.array([0, 0, *images.shape[1:3]], np.int32), (len(images), 1))
     batch = sharding.to_devices({"image": images, "label": labels, "window": window}, mesh)
+    config.augment.crop_size, config.train.global_batch_size = images.shape[1:3], len(images)
     model = with_fastest_attention(model, config, mesh)
     return make_train_step(model, optimizer, schedule, config, mesh, replicated), state, batch

@@ -5,6 +5,7 @@ the left where it is not. A network must look at the whole person, and flips mus
 """
 
 import colorsys
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,6 +36,7 @@ Point = tuple[float, float]
 def write(folder: Path, splits: dict[str, int] = SPLITS) -> None:
     """Writes {split}/images/NNN.png and {split}/labels/NNN.png, the same every time; the folder appears once whole."""
     partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
     for number, (split, count) in enumerate(splits.items()):
         for kind in ("images", "labels"):
             (partial / split / kind).mkdir(parents=True, exist_ok=True)

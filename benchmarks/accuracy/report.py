@@ -84,12 +84,15 @@ def plot(results: dict[str, Any]) -> None:
     figure.savefig(IMAGES / "accuracy.png", dpi=110)
 
 
-def draw_examples(runs: Path) -> None:
-    """Predictions of both frameworks on drawn people, of the first seed, as docs/images/accuracy_people.png."""
-    folder = runs / "people"
-    predictions = [folder / f"{kind}-0/evaluation/predictions" for kind in (OURS, THEIRS)]
+def draw_examples(folder: Path, entry: dict[str, Any]) -> bool:
+    """Predictions of both frameworks on drawn people, of the first seed, as docs/images/accuracy_people.png.
+
+    Returns whether the runs in `folder` still have them.
+    """
+    seed = min((record["seed"] for record in entry.get("runs", {}).values()), default=0)
+    predictions = [folder / f"{kind}-{seed}/evaluation/predictions" for kind in (OURS, THEIRS)]
     if not all(map(Path.exists, predictions)):
-        return
+        return False
     paths = [
         [folder / "source/val/images" / name, folder / "source/val/labels" / name, *(p / name for p in predictions)]
         for name in sorted(path.name for path in predictions[0].glob("*.png"))[:EXAMPLES]
@@ -98,6 +101,7 @@ def draw_examples(runs: Path) -> None:
     palette = tables.distinct_colors(range(1, len(drawn_people.CLASSES) + 1))
     titles = "image", "ground truth", *NAMES.values()
     pictures.comparison(rows, palette, drawn_people.CLASSES, titles).save(IMAGES / "accuracy_people.png")
+    return True
 
 
 def main(runs: Path) -> None:
@@ -110,7 +114,11 @@ def main(runs: Path) -> None:
             docs.write_section(PAGE, f"{data}_ablation", docs.as_code(ablation_table(entry).splitlines()))
     if results:
         plot(results)
-    draw_examples(runs)
+        docs.write_section(
+            PAGE, "curves", "![Losses of all seeds, and their difference without dropout](images/accuracy.png)"
+        )
+    if "people" in results and draw_examples(runs / "people", results["people"]):
+        docs.write_section(PAGE, "people_examples", "![Predictions of both frameworks](images/accuracy_people.png)")
 
 
 if __name__ == "__main__":

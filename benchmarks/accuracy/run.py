@@ -6,7 +6,7 @@ usage: python -m benchmarks.accuracy.run --data=camvid --source=DIR [--seeds=0,1
 
   --data      camvid (DIR has train/, val/ and test/), or people, which are drawn
   --seeds     of weights, batches and dropout: a run of each framework for each (0,1,2)
-  --ablation  also trains our network without its context modules
+  --ablation  also trains our network without either context module, and without both
   --runs      where everything is kept (runs/accuracy): run the same command again to resume
   --jobs      runs at a time, each with its share of the cores (1)
   --smoke     a few steps on drawn people in both frameworks, from scratch, recorded nowhere
@@ -75,7 +75,9 @@ class Cores:
 def train(task: Run | Divergence, cores: Cores) -> None:
     """Does what is left of a task."""
     started = time.monotonic()
+    task.experiment.claim()
     cores.run(task.remaining(), task.experiment.folder / f"{task.name}.log")
+    task.experiment.claim()  # the config file may have been edited meanwhile
     minutes = (time.monotonic() - started) / 60
     say(f"{task.experiment.data} {task.name}: {task.summary()}" + (f", {minutes:.0f} min" if minutes > 1 else ""))
 
@@ -119,8 +121,11 @@ def main(data: str, source: Path | None, seeds: str, ablation: bool, runs: Path,
     folder = runs.resolve() / data
     if data == "people":
         source = folder / "source"
-        if not source.exists():
-            drawn_people.write(source)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "source.lock").open("w") as lock:  # another command may draw them now
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not source.exists():
+                drawn_people.write(source)
     if not source:
         raise RuntimeError("--source=DIR is missing")
     experiment = Experiment(data, folder, source.resolve(), {})
@@ -132,7 +137,7 @@ def main(data: str, source: Path | None, seeds: str, ablation: bool, runs: Path,
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ["JAX_PLATFORMS"] = "cpu"  # where PyTorch trains
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=DATA_SETS, default="camvid")
     parser.add_argument("--source", type=Path)

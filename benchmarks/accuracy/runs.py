@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.paths import ROOT
 from isnet_jax import cli
+from isnet_jax.runtime.files import atomic_write_text
 from isnet_jax.training.log import METRICS_FILE, read_metrics
 
 OURS, THEIRS = "ours", "torch"
@@ -44,9 +45,10 @@ class Experiment(NamedTuple):
         """Makes the folder and records the config in it; raises RuntimeError if it holds runs of another config."""
         self.folder.mkdir(parents=True, exist_ok=True)
         record = self.folder / "config.json"
-        if record.exists() and json.loads(record.read_text()) != self.config:
+        if not record.exists():
+            atomic_write_text(record, json.dumps(self.config))
+        if json.loads(record.read_text()) != self.config:
             raise RuntimeError(f"{self.folder} holds runs of another config: choose another --runs, or delete it")
-        record.write_text(json.dumps(self.config))
 
     def flags(self, seed: int, changes: Mapping[str, Any]) -> list[str]:
         """Flags that give a command of isnet_jax the config of a run."""

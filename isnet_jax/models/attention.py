@@ -51,9 +51,10 @@ def cudnn_attention(
     value: Float[Array, "b m e"],
     key_bias: Float[Array, "b m"] | None = None,
 ) -> Float[Array, "b n e"]:
-    """`attention` by cuDNN, which keeps no scores, where there is no bias: it would take a bias for every score.
+    """cuDNN's fused `attention`, which stores no scores. With a `key_bias`, `attention` itself: cuDNN's takes a bias of
+    every score.
 
-    Raises NotImplementedError where cuDNN has no such attention: not on a GPU, not bfloat16, or D too large.
+    Raises RuntimeError without cuDNN, and NotImplementedError for a dtype or D that it does not have.
     """
     if key_bias is not None:
         return attention(query, key, value, key_bias)

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from isnet_jax.errors import UserError
+from isnet_jax.models.attention import IMPLEMENTATIONS
 from isnet_jax.models.image_level_context import ImageLevelContext
 from isnet_jax.models.layers import Array, Conv, ConvBNAct, Sizes, apply_mask, masks_by_stride, resize
 from isnet_jax.models.resnest import SplitAttentionBottleneck
@@ -129,7 +130,12 @@ def create_model(config: ConfigDict | Mapping[str, Any]) -> ISNet:
     if unknown:
         valid = [name for name in ISNet.__dataclass_fields__ if name not in ("parent", "name")]
         raise UserError(f"config.model has no field {', '.join(unknown):.200}; its fields are {', '.join(valid)}.")
-    choices: dict[str, Iterable[str]] = {"backbone": BACKBONES, "activation": ACTIVATIONS, "dtype": DTYPES}
+    choices: dict[str, Iterable[str]] = {
+        "backbone": BACKBONES,
+        "activation": ACTIVATIONS,
+        "dtype": DTYPES,
+        "attention": IMPLEMENTATIONS,
+    }
     for field, names in choices.items():
         if field in fields and fields[field] not in names:
             raise UserError(f"config.model.{field} is {fields[field]!r:.200}; choose one of {', '.join(names)}.")

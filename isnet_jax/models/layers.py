@@ -9,8 +9,8 @@ the padding. `mask=None` means no padding. An integer mask gives the number of p
 its weight in batch norm.
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -82,7 +82,9 @@ def matmul(x: Float[Array, "*n i"], kernel: Float[Array, "i o"]) -> Float[Array,
 
 
 def _matmul_backward(residuals, dy):
-    """Autodiff's gradients, but for the kernel's on a CPU, where XLA would transpose an operand."""
+    """Autodiff's gradient of x. The kernel's is summed in float32 or wider, and is a product of two matrices on a CPU,
+    where XLA would transpose an operand.
+    """
     x, kernel = residuals
     x_grad = jnp.matmul(dy, kernel.astype(x.dtype).T, precision=precision(x.dtype))
     kernel_grad = lax.platform_dependent(x, dy, cpu=_product_of_matrices, default=_product_over_pixels)
@@ -126,7 +128,7 @@ def _convolution(x: jax.Array, kernel: Array, window: _Window) -> jax.Array:
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve(
     x: Float[jax.Array, "b h w i"], kernel: Float[Array, "kh kw ig o"], window: _Window
 ) -> Float[jax.Array, "b h2 w2 o"]:
@@ -140,28 +142,36 @@ def _convolve_backward(window, residuals, dy):
     A GPU has no convolution of bfloat16 to float32; XLA would convert its operands.
     """
     x, kernel = residuals
-    _, transpose = jax.vjp(lambda x: _convolution(x, kernel, window), x)
+    transpose = jax.linear_transpose(lambda x: _convolution(x, kernel, window), x)
+    kernel_gradient = partial(_kernel_gradient, kernel_size=kernel.shape[:2], window=window)
+    gradient = lax.platform_dependent(
+        x,
+        dy,
+        tpu=lambda x, dy: kernel_gradient(x, dy, dtype=jnp.promote_types(x.dtype, jnp.float32)).astype(kernel.dtype),
+        default=lambda x, dy: kernel_gradient(x, dy).astype(kernel.dtype),
+    )
+    return *transpose(dy), gradient
 
-    def kernel_grad(x, dy, dtype):
-        padding = [  # high: what the kernel reads in the last window beyond x
-            (low, (num_windows - 1) * window.stride + (size - 1) * window.dilation + 1 - length - low)
-            for length, size, num_windows, (low, _) in zip(x.shape[1:], kernel.shape, dy.shape[1:], window.padding)
-        ]
-        return lax.conv_general_dilated(
-            x,
-            dy,
-            window_strides=(window.dilation,) * 2,
-            padding=padding,
-            rhs_dilation=(window.stride,) * 2,
-            dimension_numbers=("CHWN", "IHWO", "HWNC"),
-            batch_group_count=window.groups,
-            precision=precision(x.dtype),
-            preferred_element_type=dtype,
-        ).astype(kernel.dtype)
 
-    in_float32 = functools.partial(kernel_grad, dtype=jnp.promote_types(x.dtype, jnp.float32))
-    autodiff = functools.partial(kernel_grad, dtype=None)
-    return *transpose(dy), lax.platform_dependent(x, dy, tpu=in_float32, default=autodiff)
+def _kernel_gradient(
+    x: Array, dy: Array, kernel_size: Sequence[int], window: _Window, dtype: DTypeLike | None = None
+) -> jax.Array:
+    """The gradient (kh, kw, I / groups, O) of the kernel in `dtype`, by default x's; dy: that of the output."""
+    padding = [  # high: what the kernel reads in the last window beyond x
+        (low, (num_windows - 1) * window.stride + (size - 1) * window.dilation + 1 - length - low)
+        for length, size, num_windows, (low, _) in zip(x.shape[1:], kernel_size, dy.shape[1:], window.padding)
+    ]
+    return lax.conv_general_dilated(
+        jnp.asarray(x),
+        jnp.asarray(dy),
+        window_strides=(window.dilation,) * 2,
+        padding=padding,
+        rhs_dilation=(window.stride,) * 2,
+        dimension_numbers=("CHWN", "IHWO", "HWNC"),
+        batch_group_count=window.groups,
+        precision=precision(x.dtype),
+        preferred_element_type=dtype,
+    )
 
 
 convolve.defvjp(lambda x, kernel, window: (convolve(x, kernel, window), (x, kernel)), _convolve_backward)

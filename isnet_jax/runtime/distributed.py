@@ -238,7 +238,7 @@ def process_group(flag_values: Any, resume_hint: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if is_single_process() or interrupts.stop_requested():  # a library may turn the interrupt into its own error
+        if is_single_process() or interrupts.was_raised():
             raise
         if is_peer_failure(error):
             raise peer_lost(str(error).strip().splitlines()[0][:200]) from error

@@ -50,7 +50,7 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     except Exception:
-        if _state.raised:  # a library has turned the interrupt into its own error
+        if was_raised():
             raise KeyboardInterrupt from None
         raise
     finally:
@@ -73,6 +73,11 @@ def deferred() -> Iterator[None]:
 def stop_requested() -> bool:
     """Whether a signal has asked this process to stop."""
     return _state.signal is not None
+
+
+def was_raised() -> bool:
+    """Whether a signal has been raised as KeyboardInterrupt, which a library may have turned into another error."""
+    return _state.raised
 
 
 def record_signal(number: signal.Signals) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,26 +14,33 @@ from isnet_jax.models.isnet import HEAD_CHANNELS, ISNet
 from isnet_jax.models.layers import Array
 from isnet_jax.runtime import distributed
 from isnet_jax.runtime.console import say
+from isnet_jax.runtime.files import atomic_write_text
 
 REPEATS = 5
 TOLERANCE = 0.02  # of an output or a gradient, relative to its norm: bfloat16 has 8 significant bits
 
 
-def with_fastest_attention(model: ISNet, config: ConfigDict, mesh: Mesh) -> ISNet:
+def with_fastest_attention(model: ISNet, config: ConfigDict, mesh: Mesh, record: Path | None = None) -> ISNet:
     """`model` with the fastest attention for the crops of `config.augment`, the same on all processes.
 
-    Only bfloat16 networks on GPUs have a choice.
+    Only bfloat16 networks on GPUs whose images are not split have a choice. `record` is a file that keeps it, so that a
+    resumed run computes alike.
     """
     on_gpu = mesh.local_devices[0].platform == "gpu"
-    if not (on_gpu and model.dtype == "bfloat16" and model.image_level_context):
+    if not (on_gpu and mesh.shape["spatial"] == 1 and model.dtype == "bfloat16" and model.image_level_context):
         return model
-    height, width = (-(-side // 8) for side in config.augment.crop_size)
-    shape = config.train.global_batch_size // mesh.shape["data"], height * width, HEAD_CHANNELS // 2
-    seconds = measure(IMPLEMENTATIONS, shape, jnp.bfloat16, mesh.local_devices[0])
     names = list(IMPLEMENTATIONS)
-    name = names[int(distributed.broadcast_from_first(names.index(min(seconds, key=seconds.__getitem__))))]
-    say(f"attention: {name} ({', '.join(f'{key} {1e3 * value:.2f} ms' for key, value in seconds.items())})")
-    return model.clone(attention=name)
+    recorded = record.read_text() if record and record.exists() else ""
+    index = int(distributed.broadcast_from_first(names.index(recorded) if recorded in names else -1))
+    if index < 0:
+        height, width = (-(-side // 8) for side in config.augment.crop_size)
+        shape = config.train.global_batch_size // mesh.shape["data"], height * width, HEAD_CHANNELS // 2
+        seconds = measure(IMPLEMENTATIONS, shape, jnp.bfloat16, mesh.local_devices[0])
+        index = int(distributed.broadcast_from_first(names.index(min(seconds, key=seconds.__getitem__))))
+        say(f"attention: {names[index]} ({', '.join(f'{name} {1e3 * x:.2f} ms' for name, x in seconds.items())})")
+        if record and distributed.is_first():
+            atomic_write_text(record, names[index])
+    return model.clone(attention=names[index])
 
 
 def measure(

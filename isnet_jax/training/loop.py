@@ -54,13 +54,13 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, dic
     with translating_disk_and_memory_errors(f"The run in {workdir}", "--workdir", resume_hint, MEMORY_ADVICE):
         mesh = sharding.training_mesh(config)
         data = open_data(config, mesh)
-        model = with_fastest_attention(create_model(config.model), config, mesh)
-        schedule = make_schedule(config.train, data.total_steps)
+        model, schedule = create_model(config.model), make_schedule(config.train, data.total_steps)
         optimizer = make_optimizer(config.train, schedule)
         with contextlib.ExitStack() as stack:
             run_facts = config.to_dict() | {"train_examples": len(data.training)}
             checkpoints = stack.enter_context(Checkpoints(workdir, run_facts, config.run.keep_checkpoints))
             compiler.enable_cache()
+            model = with_fastest_attention(model, config, mesh, checkpoints.workdir / "attention.txt")
             state, shardings = restore_or_init(config, model, optimizer, mesh, checkpoints)
             first = int(state.step)
             announce(config, data, mesh, state)

@@ -37,6 +37,12 @@ class Profiler:
             jax.block_until_ready(state)
             self._stop()
 
+    def pause(self, state: Any) -> None:
+        """Ends a trace where training pauses: evaluations and checkpoints are no train steps."""
+        if self._tracing:
+            jax.block_until_ready(state)
+            self._stop()
+
     def _stop(self) -> None:
         self._tracing = False
         jax.profiler.stop_trace()

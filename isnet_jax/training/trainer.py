@@ -64,6 +64,7 @@ class Trainer:
                 pending = step, metrics, batch["index"], waited
             if pending:
                 self._process(*pending)
+            self._profiler.pause(self.state)
         if step < stop:
             raise StopRequested
         return self.state

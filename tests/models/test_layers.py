@@ -2,6 +2,8 @@
 
 import functools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import assert_close
@@ -46,3 +48,31 @@ def test_a_strided_convolution_of_images_equals_torch(size, torch, x64):
     )
     y = layers.Conv(5, 3, 2).apply({"params": {"kernel": kernel}}, x)
     assert_close(y, wanted.numpy().transpose(0, 2, 3, 1), 1e-12)
+
+
+@pytest.mark.parametrize(
+    "size, kernel_size, window",
+    [
+        ((9, 11), 3, (1, ((1, 1), (1, 1)), 1, 1)),
+        ((9, 12), 3, (2, ((1, 1), (1, 1)), 1, 2)),
+        ((8, 10), 3, (1, ((4, 4), (4, 4)), 4, 1)),
+        ((7, 8), 2, (1, ((1, 0), (1, 0)), 1, 1)),
+    ],
+    ids=["3x3", "stride 2, groups", "dilation 4", "2x2"],
+)
+def test_kernel_gradient_of_a_convolution_is_autodiffs(size, kernel_size, window):
+    """In float32 of bfloat16 inputs, as on a TPU, it is that of the same numbers in float32."""
+    window = layers._Window(*window)
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (2, *size, 4), jnp.bfloat16).astype(jnp.float32)
+    kernel = jax.random.normal(keys[1], (kernel_size, kernel_size, 4 // window.groups, 6))
+    y, transpose = jax.vjp(lambda x, kernel: layers._convolution(x, kernel, window), x, kernel)
+    dy = jax.random.normal(keys[2], y.shape, jnp.bfloat16).astype(jnp.float32)
+    expected_x, expected = transpose(dy)
+    found_x, found = jax.vjp(lambda x, kernel: layers.convolve(x, kernel, window), x, kernel)[1](dy)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(found_x, expected_x)
+    halves = x.astype(jnp.bfloat16), dy.astype(jnp.bfloat16)
+    found = layers._kernel_gradient(*halves, kernel.shape[:2], window, jnp.float32)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

@@ -44,8 +44,8 @@ def test_measure_orders_by_speed():
     assert seconds["blocks"] < seconds["slow"]
 
 
-def test_fastest_attention_is_that_of_the_network(monkeypatch):
-    """On a GPU in bfloat16; everything else has no choice."""
+def test_fastest_attention_is_that_of_the_network(monkeypatch, tmp_path):
+    """On a GPU in bfloat16, of whole images; everything else has no choice. A resumed run keeps it."""
     c = configs.default("resnet18")
     c.model.num_classes = 3
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
@@ -63,12 +63,20 @@ def test_fastest_attention_is_that_of_the_network(monkeypatch):
         platform = "gpu"
 
     class GpuMesh:
-        local_devices, shape = [Gpu()], {"data": 4}
+        local_devices, shape = [Gpu()], {"data": 4, "spatial": 1}
 
-    assert with_fastest_attention(create_model(c.model), c, GpuMesh()).attention == "cudnn"
-    assert asked == [(4, 64 * 64, 256)]
+    class SplitMesh(GpuMesh):
+        shape = {"data": 2, "spatial": 2}
+
+    record = tmp_path / "attention.txt"
+    for _ in range(2):
+        assert with_fastest_attention(create_model(c.model), c, GpuMesh(), record).attention == "cudnn"
+    assert asked == [(4, 64 * 64, 256)] and record.read_text() == "cudnn"
+    record.write_text("damaged")
+    assert with_fastest_attention(create_model(c.model), c, GpuMesh(), record).attention == "cudnn" and len(asked) == 2
+    assert with_fastest_attention(create_model(c.model), c, SplitMesh()).attention == "blocks" and len(asked) == 2
     c.model.dtype = "float32"
-    assert with_fastest_attention(create_model(c.model), c, GpuMesh()).attention == "blocks" and len(asked) == 1
+    assert with_fastest_attention(create_model(c.model), c, GpuMesh()).attention == "blocks" and len(asked) == 2
 
 
 def test_masked_pixels_are_never_left_to_cudnn():
