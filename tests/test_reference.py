@@ -225,8 +225,14 @@ def test_first_float32_gradients_stay_within_the_noise_of_torch(name, torch):
     assert ours <= 3 * noise
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("name", case_names("infer"))
+PREDICTIONS = [  # in float32, the slow cases add scales to what the others compute
+    pytest.param(name, dtype, marks=pytest.mark.slow if dtype == "float32" and "tta" in name else ())
+    for name in case_names("infer")
+    for dtype in ("float64", "float32")
+]
+
+
+@pytest.mark.parametrize("name, dtype", PREDICTIONS)
 def test_predict_equals_recorded_predictions(name, dtype):
     case = load_case(name)
     forward, tta, recorded = case.meta.forward, case.meta.tta, case.arrays

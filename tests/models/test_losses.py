@@ -40,7 +40,7 @@ def test_products_in_bfloat16_parts_are_those_of_float32():
     weights = layers.interpolation_matrix(512, 64, 512, 64)
     np.testing.assert_array_equal(weights.astype(jnp.bfloat16).astype(jnp.float32), weights)
 
-    in_parts = losses._in_parts("cw,bwk->bck", weights.astype(jnp.bfloat16), x)
+    in_parts = losses._product_of_parts("cw,bwk->bck", weights.astype(jnp.bfloat16), x)
     wanted = np.einsum("cw,bwk->bck", np.float64(weights), np.float64(x))
     assert np.abs(in_parts - wanted).max() <= 1e-7 * np.abs(wanted).max()
 

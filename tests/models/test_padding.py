@@ -11,6 +11,7 @@ from isnet_jax.evaluation.inference import predict, sliding_window
 from isnet_jax.models import losses
 from isnet_jax.models.isnet import BACKBONES
 
+pytestmark = pytest.mark.usefixtures("tiny_network")
 SLOW = tuple(name for name in BACKBONES if name not in ("resnet18", "resnest50"))
 
 
