@@ -55,7 +55,8 @@ def translating_disk_and_memory_errors(
 
 def first_line(error: Exception) -> str:
     """Of the error's message, or the error's type if it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    message = str(getattr(error, "message", error))  # TensorFlow's attribute leaves the graph out
+    return next(iter(message.strip().splitlines()), type(error).__name__)
 
 
 def mismatches(found: Mapping[str, Any], expected: Mapping[str, Any], optional: Collection[str] = ()) -> str:

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from isnet_jax import config as configs
 from isnet_jax.checkpoints import checksums
-from isnet_jax.errors import UserError, mismatches
+from isnet_jax.errors import UserError, first_line, mismatches
 from isnet_jax.runtime import distributed, files, interrupts
 from isnet_jax.runtime.console import warn
 
@@ -211,10 +211,7 @@ def _as_dict(state: Any) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    text = str(error).strip()
-    if "No space left" in text:
-        return "No space left on device"
-    return text.splitlines()[0][:300] if text else type(error).__name__
+    return "No space left on device" if "No space left" in str(error) else first_line(error)[:300]
 
 
 def _read_with_retry(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:

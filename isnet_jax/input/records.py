@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from isnet_jax.errors import UserError
+from isnet_jax.errors import UserError, first_line
 from isnet_jax.runtime.console import warn
 
 RETRY_DELAYS = 0.5, 2, 8  # seconds before each further try
@@ -62,15 +62,17 @@ class Records:
             try:
                 return self._read([index])[0]
             except Exception as error:
-                warn(f"example {self.name(index)} cannot be read ({_reason(error)}); trying again in {delay} s")
+                warn(
+                    f"example {self.name(index)} cannot be read ({first_line(error)[:200]}); trying again in {delay} s"
+                )
                 time.sleep(delay)
         try:
             return self._read([index])[0]
         except Exception as error:
             raise UserError(
                 f"The example {self.name(index)} cannot be read from {self._place} after {1 + len(RETRY_DELAYS)} "
-                f"tries: {_reason(error)}. If the storage is at fault, run the same command again once it works; "
-                "otherwise prepare the data set again (isnet_jax.prepare)."
+                f"tries: {first_line(error)[:200]}. If the storage is at fault, run the same command again once it "
+                "works; otherwise prepare the data set again (isnet_jax.prepare)."
             ) from error
 
     @contextlib.contextmanager
@@ -93,12 +95,6 @@ class Records:
             yield
         except Exception as error:
             raise UserError(
-                f"The example {self.name(index)} in {self._place} cannot be decoded: {_reason(error)}. Prepare the "
-                "data set again, and check its files with isnet_jax.prepare --check."
+                f"The example {self.name(index)} in {self._place} cannot be decoded: {first_line(error)[:200]}. "
+                "Prepare the data set again, and check its files with isnet_jax.prepare --check."
             ) from error
-
-
-def _reason(error: Exception) -> str:
-    """The first line of the error's message, or its type if it has none."""
-    lines = str(getattr(error, "message", error)).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

@@ -241,6 +241,6 @@ def process_group(flag_values: Any, resume_hint: str) -> Iterator[None]:
         if is_single_process() or interrupts.was_raised():
             raise
         if is_peer_failure(error):
-            raise peer_lost(str(error).strip().splitlines()[0][:200]) from error
+            raise peer_lost(first_line(error)[:200]) from error
         traceback.print_exc()
         exit_without_barrier(1)

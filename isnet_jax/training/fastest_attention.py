@@ -1,5 +1,7 @@
 """Which attention trains fastest on this machine: measured at the start of a run, where there is a choice."""
 
+import contextlib
+import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +16,7 @@ from isnet_jax.models.isnet import HEAD_CHANNELS, ISNet
 from isnet_jax.models.layers import Array
 from isnet_jax.runtime import distributed
 from isnet_jax.runtime.console import say
-from isnet_jax.runtime.files import atomic_write_text
+from isnet_jax.runtime.files import atomic_write_text, read_json
 
 REPEATS = 5
 TOLERANCE = 0.02  # of an output or a gradient, relative to its norm: bfloat16 has 8 significant bits
@@ -29,8 +31,10 @@ def with_fastest_attention(model: ISNet, config: ConfigDict, mesh: Mesh, record:
     on_gpu = mesh.local_devices[0].platform == "gpu"
     if not (on_gpu and mesh.shape["spatial"] == 1 and model.dtype == "bfloat16" and model.image_level_context):
         return model
-    names = list(IMPLEMENTATIONS)
-    recorded = record.read_text() if record and record.exists() else ""
+    names, recorded = list(IMPLEMENTATIONS), None
+    if record:
+        with contextlib.suppress(OSError, ValueError):  # without the choice, or with a damaged one, it is made again
+            recorded = read_json(record)
     index = int(distributed.broadcast_from_first(names.index(recorded) if recorded in names else -1))
     if index < 0:
         height, width = (-(-side // 8) for side in config.augment.crop_size)
@@ -39,7 +43,7 @@ def with_fastest_attention(model: ISNet, config: ConfigDict, mesh: Mesh, record:
         index = int(distributed.broadcast_from_first(names.index(min(seconds, key=seconds.__getitem__))))
         say(f"attention: {names[index]} ({', '.join(f'{name} {1e3 * x:.2f} ms' for name, x in seconds.items())})")
         if record and distributed.is_first():
-            atomic_write_text(record, names[index])
+            atomic_write_text(record, json.dumps(names[index]))
     return model.clone(attention=names[index])
 
 

@@ -60,7 +60,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, dic
             run_facts = config.to_dict() | {"train_examples": len(data.training)}
             checkpoints = stack.enter_context(Checkpoints(workdir, run_facts, config.run.keep_checkpoints))
             compiler.enable_cache()
-            model = with_fastest_attention(model, config, mesh, checkpoints.workdir / "attention.txt")
+            model = with_fastest_attention(model, config, mesh, checkpoints.workdir / "attention.json")
             state, shardings = restore_or_init(config, model, optimizer, mesh, checkpoints)
             first = int(state.step)
             announce(config, data, mesh, state)

@@ -68,11 +68,11 @@ def test_fastest_attention_is_that_of_the_network(monkeypatch, tmp_path):
     class SplitMesh(GpuMesh):
         shape = {"data": 2, "spatial": 2}
 
-    record = tmp_path / "attention.txt"
+    record = tmp_path / "attention.json"
     for _ in range(2):
         assert with_fastest_attention(create_model(c.model), c, GpuMesh(), record).attention == "cudnn"
-    assert asked == [(4, 64 * 64, 256)] and record.read_text() == "cudnn"
-    record.write_text("damaged")
+    assert asked == [(4, 64 * 64, 256)] and record.read_text() == '"cudnn"'
+    record.write_bytes(b"\xff damaged")
     assert with_fastest_attention(create_model(c.model), c, GpuMesh(), record).attention == "cudnn" and len(asked) == 2
     assert with_fastest_attention(create_model(c.model), c, SplitMesh()).attention == "blocks" and len(asked) == 2
     c.model.dtype = "float32"

@@ -48,7 +48,7 @@ def two_steps(ema_decay=0.0, **fields):
     return states, metrics
 
 
-def test_train_step_averages_weights_and_reports_weighted_losses(tiny_network):
+def test_train_step_averages_weights_and_reports_weighted_losses():
     states, metrics = two_steps(ema_decay=0.75)
     for name in ("params", "batch_stats"):
         average = jax.tree.map(
@@ -66,7 +66,7 @@ def test_train_step_averages_weights_and_reports_weighted_losses(tiny_network):
     assert [float(values["lr"]) for values in metrics] == pytest.approx([0.01, 0.75**0.9 * 0.0099 + 1e-4], rel=1e-6)
 
 
-def test_train_step_in_bfloat16_with_remat_keeps_float32_parameters(tiny_network):
+def test_train_step_in_bfloat16_with_remat_keeps_float32_parameters():
     """Rounding apart, the same steps; parameters, statistics and momentum stay float32."""
     states, metrics = two_steps(dtype="bfloat16", remat=True)
     float32_states, float32_metrics = two_steps(ema_decay=0.75)
