@@ -15,7 +15,13 @@ MAX_TEXT = 4096  # characters of a value, the longest path
 # Fields that earlier versions recorded under another name, or that are gone.
 RENAMED = {"test.max_programs": "test.max_shape_buckets"}
 REMOVED = ("train.microbatches",)
-ADDED = {"model.image_level_context": True, "model.semantic_level_context": True}  # what earlier versions did
+ADDED = {  # what earlier versions did
+    "model.image_level_context": True,
+    "model.semantic_level_context": True,
+    "data.folder.label_values": (),
+    "data.folder.split_seed": 0,
+    "data.folder.exif": True,  # nothing to earlier data: whether images are turned is recorded with them
+}
 # Fields that change nothing in the result, so that a run may be resumed with other values.
 RESUMABLE_CHANGES = (
     "mesh",
@@ -66,8 +72,11 @@ def default(backbone: str = "resnet50") -> ConfigDict:
                 "folder": {  # your own data, if name is "folder"; see docs/datasets.md
                     "name": "",
                     "classes": (),  # names of the label values 0, 1, ...; "" marks a value to ignore
-                    "palette": (),  # (r, g, b) per class; distinct colors if empty
-                    "splits": {},  # split: (folder of images, folder of labels)
+                    "label_values": (),  # the value, or a tuple of several, of each class, if it is not 0, 1, ...
+                    "palette": (),  # (r, g, b) per class, in pictures and in labels that are colour images
+                    "splits": {},  # split: (images, labels), folders or patterns; a list of names or a share
+                    "split_seed": 0,  # of the shares
+                    "exif": True,  # turn images as EXIF says, as viewers do; False: labels fit the stored images
                 },
             },
             "augment": {
@@ -246,18 +255,25 @@ def inference_settings(config: ConfigDict, tta: bool = False) -> dict[str, Any]:
 
 def upgrade(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """A config that an earlier version recorded, nested dicts, with the names that fields have now."""
-    config = {name: dict(value) if isinstance(value, Mapping) else value for name, value in recorded.items()}
+    config = _copied(recorded)
     for field in (*RENAMED, *REMOVED):
-        section, _, name = field.partition(".")
-        if isinstance(config.get(section), dict) and name in config[section]:
-            value = config[section].pop(name)
+        place, _, name = field.partition(".")
+        if isinstance(config.get(place), dict) and name in config[place]:
+            value = config[place].pop(name)
             if field in RENAMED:
-                config[section][RENAMED[field].partition(".")[2]] = value
+                config[place][RENAMED[field].partition(".")[2]] = value
     for field, value in ADDED.items():
-        section, _, name = field.partition(".")
-        if isinstance(config.get(section), dict):
-            config[section].setdefault(name, value)
+        *sections, name = field.split(".")
+        section: Any = config
+        for key in sections:
+            section = section.get(key) if isinstance(section, dict) else None
+        if isinstance(section, dict):
+            section.setdefault(name, value)
     return config
+
+
+def _copied(sections: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _copied(value) if isinstance(value, Mapping) else value for name, value in sections.items()}
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
@@ -271,7 +287,7 @@ def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str
         field = f"{prefix}{key}"
         if field in RESUMABLE_CHANGES:
             continue
-        a, b = theirs.get(key), ours.get(key)
+        a, b = (list(value) if isinstance(value, tuple) else value for value in (theirs.get(key), ours.get(key)))
         if isinstance(a, dict) and isinstance(b, dict):
             lines += _differences(b, a, f"{field}.")
         elif a != b:

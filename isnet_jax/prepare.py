@@ -1,16 +1,19 @@
 """Checks the files of a data set and prepares it for training.
 
-usage: python -m isnet_jax.prepare --dataset=NAME [--source=DIR] [--data_dir=DIR] [--check]
-       python -m isnet_jax.prepare --config=FILE [--config.data.source=DIR ...] [--check]
+usage: python -m isnet_jax.prepare --dataset=NAME [--source=DIR] [--data_dir=DIR] [OPTIONS]
+       python -m isnet_jax.prepare --config=FILE [--config.data.source=DIR ...] [OPTIONS]
 
   --dataset   ade20k, cityscapes, coco_stuff10k, coco_stuff164k, lip, camvid or scenes
   --source    the folder of the original files
   --data_dir  where prepared data sets live: a folder, or gs://BUCKET/FOLDER to keep a copy there
               (default TFDS_DATA_DIR, or else ~/tensorflow_datasets)
   --config    takes all three, and the classes of the data set `folder`, from config.data
+  --splits    only these, such as val (default: all)
   --check     only checks, and writes nothing
+  --overwrite prepares again what is prepared
 
-Every problem is reported, one line each, before anything is prepared. After an interrupt the same command resumes.
+All problems are reported before anything is prepared; many of one kind are one line, and a file that lists them. After
+an interrupt the same command resumes.
 """
 
 import re
@@ -38,7 +41,9 @@ def _define_flags() -> None:
     flags.DEFINE_string("dataset", None, "name of the data set")
     flags.DEFINE_string("source", None, "folder of the original files")
     flags.DEFINE_string("data_dir", None, "where prepared data sets live")
+    flags.DEFINE_list("splits", None, "only these splits")
     flags.DEFINE_boolean("check", False, "check only")
+    flags.DEFINE_boolean("overwrite", False, "prepare again")
 
 
 def _main(config: "ConfigDict | None", flag_values: Any) -> None:
@@ -47,10 +52,10 @@ def _main(config: "ConfigDict | None", flag_values: Any) -> None:
 
     name, source, data_dir, folder = _data_set(config, flag_values)
     if flag_values.check:
-        say(datasets.check(name, source, folder).tables())
+        say(datasets.check(name, source, folder, flag_values.splits).tables())
         say(f"\n{name}: no problems, nothing written")
         return
-    builder, survey = datasets.prepare(name, data_dir, source, folder)
+    builder, survey = datasets.prepare(name, data_dir, source, folder, flag_values.splits, flag_values.overwrite)
     if survey:
         say(survey.tables() + "\n")
     counts = ", ".join(f"{split} {info.num_examples}" for split, info in builder.info.splits.items())
@@ -84,7 +89,7 @@ def _training_command(config: "ConfigDict | None", name: str, data_dir: str | No
         arguments = [f"--config=configs/{file}", *arguments]
         arguments += [f"--config.data.data_dir={data_dir}"] if data_dir else []
     else:
-        own = re.compile(r"--?((no)?check$|check=|config\.data\.source=)")
+        own = re.compile(r"--?((no)?(check|overwrite)$|(check|overwrite|splits|config\.data\.source)=)")
         arguments = [argument for argument in sys.argv[1:] if not own.match(argument)]
     return shlex.join(["python", "-m", "isnet_jax.main", *arguments])
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,20 @@ def check_split(builder: Any, split: str, images: Mapping[str, Path], expected: 
         np.testing.assert_array_equal(label, expected[name])
         assert label.dtype == np.uint8 and record["image"] == images[name].read_bytes()
         assert (record["height"], record["width"]) == label.shape
+
+
+def expanded(stderr: str) -> list[str]:
+    """The lines of a report, with the findings of a listing in place of the line that names it."""
+    lines = []
+    for line in stderr.splitlines():
+        listing = re.search(r"; (\S+\.txt) lists all", line)
+        if not listing:
+            lines.append(line)
+            continue
+        severity = line.partition(":")[0]
+        kept = [text for text in Path(listing[1]).read_text().splitlines() if f"{severity}: {text}" not in lines]
+        lines += [f"{severity}: {text}" for text in kept]
+    return lines
 
 
 def refusal(name: str, tree: Path, *parts: Any, **options: Any) -> str:

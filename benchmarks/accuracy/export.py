@@ -52,7 +52,7 @@ def export(config: ConfigDict, output: Path, stop: int | None) -> None:
     """Writes the files of the module's docstring; raises UserError for a run that starts from other weights."""
     if config.train.pretrained:
         raise UserError("config.train.pretrained is set, but only runs from random weights are exported.")
-    data = open_data(config, sharding.training_mesh(config))
+    data = open_data(config, sharding.training_mesh(config), config.data.train_split, config.data.eval_split)
     stop = stop or data.total_steps
     partial = output.with_name(f"{output.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from isnet_jax.errors import UserError
@@ -28,13 +28,15 @@ def load(
     data_dir: str | os.PathLike | None = None,
     source: str | os.PathLike | None = None,
     folder: Mapping[str, Any] | None = None,
+    needed: Sequence[str] | None = None,
 ) -> "SegmentationBuilder":
     """The builder of a prepared data set, which is prepared first if needed.
 
     `name` is one of CLASSES. `data_dir` is the folder of prepared data sets: by default TFDS_DATA_DIR, or else
     ~/tensorflow_datasets. If it is a URL (gs://...), data sets are downloaded from there into that default folder, or
     uploaded once they are prepared. `source` is the folder of the original files, needed only to prepare, and never for
-    scenes. `folder` is config.data.folder, for the data set of that name.
+    scenes. `folder` is config.data.folder, for the data set of that name. `needed` are the splits that must be there:
+    when the data set is prepared, others are left out if their files are missing; by default, all are needed.
 
     `builder.as_data_source(split, decoders=common.ENCODED)` gives random access to the records, which
     common.SegmentationBuilder describes, as it does builder.info.metadata.
@@ -42,7 +44,11 @@ def load(
     Raises UserError if the name is unknown, or if the data cannot be found, read or trusted. Problems with single files
     are then listed on standard error, one a line.
     """
-    return prepare(name, data_dir, source, folder)[0]
+    builder_class, kwargs = _builder_class(name, folder)
+    from isnet_jax.datasets import preparation
+
+    request = preparation.Request(needed=tuple(needed) if needed else None)
+    return preparation.open_or_prepare(builder_class, data_dir, source, request, **kwargs)[0]
 
 
 def prepare(
@@ -50,12 +56,19 @@ def prepare(
     data_dir: str | os.PathLike | None = None,
     source: str | os.PathLike | None = None,
     folder: Mapping[str, Any] | None = None,
+    splits: Sequence[str] | None = None,
+    overwrite: bool = False,
 ) -> "tuple[SegmentationBuilder, Survey | None]":
-    """Like `load`, and also returns the survey if the data set had to be prepared, else None."""
+    """Like `load`, and also returns the survey if the data set had to be prepared, else None.
+
+    `splits` are those to prepare, by default all. `overwrite` replaces a prepared data set. Raises UserError, too, if
+    the original files have changed since the data set was prepared.
+    """
     builder_class, kwargs = _builder_class(name, folder)
     from isnet_jax.datasets import preparation
 
-    return preparation.open_or_prepare(builder_class, data_dir, source, **kwargs)
+    request = preparation.Request(tuple(splits) if splits else None, overwrite=overwrite, refuse_stale=True)
+    return preparation.open_or_prepare(builder_class, data_dir, source, request, **kwargs)
 
 
 def open_prepared(
@@ -68,12 +81,18 @@ def open_prepared(
     return preparation.open_prepared(builder_class, data_dir, **kwargs)
 
 
-def check(name: str, source: str | os.PathLike | None = None, folder: Mapping[str, Any] | None = None) -> "Survey":
+def check(
+    name: str,
+    source: str | os.PathLike | None = None,
+    folder: Mapping[str, Any] | None = None,
+    splits: Sequence[str] | None = None,
+) -> "Survey":
     """Checks the original files without writing anything; raises UserError like `load`."""
     builder_class, kwargs = _builder_class(name, folder)
     from isnet_jax.datasets import preparation
 
-    return preparation.check(builder_class, source, **kwargs)
+    request = preparation.Request(tuple(splits) if splits else None)
+    return preparation.check(builder_class, source, request, **kwargs)
 
 
 def _builder_class(name: str, folder: Mapping[str, Any] | None) -> "tuple[type[SegmentationBuilder], dict[str, Any]]":

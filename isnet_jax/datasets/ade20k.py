@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from isnet_jax.datasets import common, tables
+from isnet_jax.datasets import tables
+from isnet_jax.datasets.folder_builder import FolderBuilder
 from isnet_jax.datasets.pairing import Pair, find_pairs, locate
 from isnet_jax.labels import IGNORED
 
 
-class Ade20k(common.FolderBuilder):
+class Ade20k(FolderBuilder):
     """Label files hold 1..150, which become 0..149, and 0 for everything else, which becomes 255."""
 
     NAMES = tables.names("""
@@ -51,9 +52,7 @@ class Ade20k(common.FolderBuilder):
     TRAIN_IDS = np.r_[IGNORED, :150]
     COUNTS = {"train": 20210, "val": 2000}
 
-    def pairs(self, source: Path) -> dict[str, list[Pair]]:
+    def pairs(self, source: Path, split: str) -> list[Pair]:
         source = source / locate(source, "ADEChallengeData2016", "")
-        return {
-            split: find_pairs(source, f"images/{folder}", f"annotations/{folder}", self.problems)
-            for split, folder in (("train", "training"), ("val", "validation"))
-        }
+        folder = {"train": "training", "val": "validation"}[split]
+        return find_pairs(source, f"images/{folder}", f"annotations/{folder}", self.findings)

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from isnet_jax.datasets import common
-from isnet_jax.datasets.pairing import Pair, find_pairs
+from isnet_jax.datasets.folder_builder import FolderBuilder
+from isnet_jax.datasets.pairing import Pair, find_pairs, locate
 from isnet_jax.labels import IGNORED
 
 
-class Camvid(common.FolderBuilder):
+class Camvid(FolderBuilder):
     """Label files hold 0..10, and 11 for unlabelled pixels, which becomes 255."""
 
     NAMES = (
@@ -53,9 +53,14 @@ class Camvid(common.FolderBuilder):
   year    = {2009}
 }"""
     HOMEPAGE = "http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/"
-    LAYOUT = "{train,val,test}/{images/NAME.jpg or .png,labels/NAME.png}"
+    LAYOUT = (
+        "{train,val,test}/{images/NAME.jpg or .png,labels/NAME.png}, or as SegNet has it: {train,val,test}/NAME.png "
+        "and {train,val,test}annot/NAME.png"
+    )
     TRAIN_IDS = np.append(np.arange(len(NAMES)), IGNORED)
     COUNTS = {"train": 367, "val": 101, "test": 233}
 
-    def pairs(self, source: Path) -> dict[str, list[Pair]]:
-        return {split: find_pairs(source, f"{split}/images", f"{split}/labels", self.problems) for split in self.COUNTS}
+    def pairs(self, source: Path, split: str) -> list[Pair]:
+        labels = locate(source, f"{split}/labels", f"{split}annot")
+        images = split if labels == f"{split}annot" else f"{split}/images"
+        return find_pairs(source, images, labels, self.findings)

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from isnet_jax.datasets import common, tables
+from isnet_jax.datasets import tables
+from isnet_jax.datasets.folder_builder import FolderBuilder
 from isnet_jax.datasets.pairing import Pair, find_pairs, locate
 from isnet_jax.labels import IGNORED
 
 
-class Cityscapes(common.FolderBuilder):
+class Cityscapes(FolderBuilder):
     """Label files (labelIds) hold 0..33. Of these, 19 are classes of the benchmark, and the others become 255."""
 
     NAMES = (
@@ -56,15 +57,12 @@ class Cityscapes(common.FolderBuilder):
     TRAIN_IDS[[7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33]] = np.arange(19)
     COUNTS = {"train": 2975, "val": 500}
 
-    def pairs(self, source: Path) -> dict[str, list[Pair]]:
+    def pairs(self, source: Path, split: str) -> list[Pair]:
         images = locate(source, "leftImg8bit", "leftImg8bit_trainvaltest/leftImg8bit")
         labels = locate(source, "gtFine", "gtFine_trainvaltest/gtFine")
-        return {
-            split: find_pairs(
-                source,
-                f"{images}/{split}/*/*_leftImg8bit.png",
-                f"{labels}/{split}/*/*_gtFine_labelIds.png",
-                self.problems,
-            )
-            for split in self.COUNTS
-        }
+        return find_pairs(
+            source,
+            f"{images}/{split}/*/*_leftImg8bit.png",
+            f"{labels}/{split}/*/*_gtFine_labelIds.png",
+            self.findings,
+        )

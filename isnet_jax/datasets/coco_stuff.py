@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from isnet_jax.datasets import common, tables
+from isnet_jax.datasets import tables
+from isnet_jax.datasets.folder_builder import FolderBuilder
+from isnet_jax.datasets.label_files import LabelImage
 from isnet_jax.datasets.mat import read_mat
 from isnet_jax.datasets.pairing import Pair, find_pairs, locate
 from isnet_jax.labels import IGNORED
@@ -39,7 +41,7 @@ CITATION = """\
 }"""
 
 
-class CocoStuff10k(common.FolderBuilder):
+class CocoStuff10k(FolderBuilder):
     """Label files (.mat, key S) hold 1..182, which become 0..181; 0 and 255 (unlabelled) become 255."""
 
     NAMES, PALETTE, CITATION = NAMES, PALETTE, CITATION
@@ -49,17 +51,14 @@ class CocoStuff10k(common.FolderBuilder):
     TRAIN_IDS = np.r_[IGNORED, :182, [-1] * 72, IGNORED]
     COUNTS = {"train": 9000, "test": 1000}
 
-    def pairs(self, source: Path) -> dict[str, list[Pair]]:
-        return {
-            split: find_pairs(source, "images", "annotations", self.problems, f"imageLists/{split}.txt", (".mat",))
-            for split in self.COUNTS
-        }
+    def pairs(self, source: Path, split: str) -> list[Pair]:
+        return find_pairs(source, "images", "annotations", self.findings, f"imageLists/{split}.txt", (".mat",))
 
-    def read_label(self, path: Path) -> np.ndarray:
-        return read_mat(path, "S")
+    def read_label(self, path: Path) -> LabelImage:
+        return LabelImage(read_mat(path, "S"), None, None)
 
 
-class CocoStuff164k(common.FolderBuilder):
+class CocoStuff164k(FolderBuilder):
     """Label files (stuffthingmaps) hold 0..181, and 255 for unlabelled pixels."""
 
     NAMES, PALETTE, CITATION = NAMES, PALETTE, CITATION
@@ -69,16 +68,13 @@ class CocoStuff164k(common.FolderBuilder):
     TRAIN_IDS = np.r_[:182, [-1] * 73, IGNORED]
     COUNTS = {"train": 118287, "val": 5000}
 
-    def pairs(self, source: Path) -> dict[str, list[Pair]]:
-        pairs = {}
-        for split in self.COUNTS:
-            folder = f"{split}2017"
-            pairs[split] = find_pairs(
-                source,
-                locate(source, f"images/{folder}", folder),
-                locate(
-                    source, f"annotations/{folder}", f"stuffthingmaps/{folder}", f"stuffthingmaps_trainval2017/{folder}"
-                ),
-                self.problems,
-            )
-        return pairs
+    def pairs(self, source: Path, split: str) -> list[Pair]:
+        folder = f"{split}2017"
+        return find_pairs(
+            source,
+            locate(source, f"images/{folder}", folder),
+            locate(
+                source, f"annotations/{folder}", f"stuffthingmaps/{folder}", f"stuffthingmaps_trainval2017/{folder}"
+            ),
+            self.findings,
+        )

@@ -1,8 +1,6 @@
 """What all data sets share: the record layout, and the builders' base classes."""
 
 import abc
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +9,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from isnet_jax.datasets import image_files
 from isnet_jax.datasets.journal import Finding, Journal
-from isnet_jax.datasets.pairing import Pair
+from isnet_jax.datasets.pairing import Findings
 from isnet_jax.datasets.statistics import Survey
 from isnet_jax.datasets.tables import Color
 from isnet_jax.errors import UserError
@@ -27,14 +24,16 @@ SHARD_BYTES = 2**27  # approximately; a shard is held in memory while it is writ
 class SegmentationBuilder(tfds.core.ShardBasedBuilder):
     """Writes records {image, label, height, width, name} to array_record files, in a fixed order.
 
-      image: the original JPEG or PNG, byte for byte, of any colour mode; EXIF is not applied.
+      image: a JPEG or PNG of any colour mode: the original, byte for byte, or the pixels of another format. It is to be
+        turned as its EXIF orientation says if metadata["upright"] is true.
       label: an 8-bit greyscale PNG of the image's size with train ids 0..K-1, and 255 where ignored.
       height, width: int32, of both.
       name: the name of the item.
 
     info.metadata holds "names" (K strings), "palette" (K lists [r, g, b]), "source" (the absolute path of the original
-    files, "" if there are none) and "examples" ({split: [[name, height, width], ...]}). A subclass sets the constants
-    and defines `items`, `check` and `stamp`, and `image` unless its findings hold the images.
+    files, "" if there are none), "examples" ({split: [[name, height, width], ...]}), "pixels" ({split: [of each class
+    and, last, ignored ones]}), "stamps" ({split: a digest of its original files}) and "upright". A subclass sets the
+    constants and defines `items`, `check` and `stamp`, and `image` unless its findings hold the images.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -45,18 +44,18 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder):
     HOMEPAGE = ""
     COUNTS: dict[str, int] = {}  # the official number of examples of each split, if there is one
     LAYOUT = ""  # of the source folder, for messages; "" if the data set needs no source
-
-    problems: list[str]  # sentences that `items` adds; any of them stops the preparation
-    warnings: list[str]  # sentences that `items` adds
+    UPRIGHT = False  # whether EXIF orientation is applied; the official code reads images as they are stored
 
     def __init__(self, *, source: Path | None = None, **kwargs: Any):
         self.source = source
+        self.splits: tuple[str, ...] | None = None  # those to prepare, or all
+        self.findings = Findings()  # of `items`
         tfds.core.utils.gcs_utils._is_gcs_disabled = True  # nothing here may access the network
         super().__init__(**kwargs)
 
     @abc.abstractmethod
     def items(self) -> dict[str, list[Any]]:
-        """{split: items}, an item with a `name` for each record; adds to `self.problems` and `self.warnings`."""
+        """{split: items}, an item with a `name` for each record; adds to `self.findings`."""
 
     @abc.abstractmethod
     def check(self, item: Any) -> Finding:
@@ -67,8 +66,22 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder):
         """A text that changes whenever the result of `check` might; raises OSError."""
 
     def image(self, item: Any) -> bytes:
-        """The encoded image of an item, b"" if it is in the finding; raises OSError."""
+        """The encoded image of an item, b"" if it is in the finding.
+
+        Raises OSError, UserError, ValueError and Pillow's errors if its file is no longer as it was checked.
+        """
         return b""
+
+    def require_same_fields(self) -> None:
+        """Raises UserError if the data set was prepared with other fields of the config than now."""
+
+    def advice(self, problems: Sequence[UserError | str]) -> str:
+        """How a config would accept what has `problems`, "" if there is no way."""
+        return ""
+
+    def doubts(self, survey: Survey) -> list[str]:
+        """Problems that no single file shows."""
+        return []
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = tfds.features.FeaturesDict(
@@ -81,7 +94,10 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder):
             }
         )
         metadata = tfds.core.MetadataDict(
-            names=list(self.NAMES), palette=[list(color) for color in self.PALETTE], source=str(self.source or "")
+            names=list(self.NAMES),
+            palette=[list(color) for color in self.PALETTE],
+            source=str(self.source or ""),
+            upright=self.UPRIGHT,
         )
         return tfds.core.DatasetInfo(
             builder=self,
@@ -107,9 +123,15 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder):
             ]
             for split, items in survey.items.items()
         }
+        self.info.metadata["pixels"] = {split: part.pixels.tolist() for split, part in survey.statistics.items()}
+        self.info.metadata["stamps"] = {split: self.split_stamp(items) for split, items in survey.items.items()}
         self.download_and_prepare(
             file_format="array_record", download_config=tfds.download.DownloadConfig(try_download_gcs=False)
         )
+
+    def split_stamp(self, items: Sequence[Any]) -> str:
+        """A text that changes with any of the original files of a split; "" if there are none; raises OSError."""
+        return ""
 
     def _shard_iterators_per_split(self, dl_manager: tfds.download.DownloadManager) -> dict[str, list[Callable]]:
         survey, journal, advance = self._to_write
@@ -130,7 +152,7 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder):
         try:
             image = self.image(item)
             finding = journal.get(self.stamp(item))  # stamped after reading: the change of a file read shows
-        except OSError:
+        except Exception:  # of any kind: the file, which was intact, is not
             finding = None
         if finding is None:
             raise UserError(
@@ -165,96 +187,3 @@ class _ExampleWriter(tfds.core.writer.ExampleWriter):
             return tf.train.Example.FromString(example).SerializeToString(deterministic=True)
 
         return super().write(path, ((key, in_fixed_order(example)) for key, example in examples))
-
-
-class FolderBuilder(SegmentationBuilder):
-    """A data set of image files and of label files that hold an integer for each pixel."""
-
-    TRAIN_IDS: np.ndarray  # int (n,): the train id of each value in a label file, 255 if ignored, -1 if illegal
-
-    def items(self) -> dict[str, list[Pair]]:
-        """See `SegmentationBuilder.items`."""
-        assert self.source is not None
-        return self.pairs(Path(self.source))
-
-    @abc.abstractmethod
-    def pairs(self, source: Path) -> dict[str, list[Pair]]:
-        """The pairs of each split in the folder `source`; adds to `self.problems` and `self.warnings`."""
-
-    def read_label(self, path: Path) -> np.ndarray:
-        """The integers in a label file (H, W); raises UserError."""
-        return image_files.read_index_label(path)
-
-    def check(self, pair: Pair) -> Finding:
-        """Reads both files and reports all that is wrong with them, see `SegmentationBuilder.check`."""
-        errors: list[str] = []
-        warnings: list[str] = []
-        size, orientation, label, ids = None, 1, None, None
-        try:
-            size, orientation, errors = image_files.check_image(pair.image)
-        except UserError as error:
-            errors.append(str(error))
-        try:
-            label = self.read_label(pair.label)
-            ids = image_files.to_train_ids(label, self.TRAIN_IDS, pair.label)
-        except UserError as error:
-            errors.append(str(error))
-        label_size = image_files.label_size(pair.label) if label is None else label.shape
-        if size and label_size and size != label_size:
-            errors.append(
-                f"{pair.image} is {size[0]} x {size[1]} (height x width), but its label {pair.label} is "
-                f"{label_size[0]} x {label_size[1]}.{_exif_advice(size, label_size, orientation)}"
-            )
-        elif orientation != 1:
-            warnings.append(
-                f"{pair.image} has the EXIF orientation {orientation}, and its stored size is that of its label: "
-                "the record keeps the pixels as stored, like the label."
-            )
-        if errors or size is None or ids is None:
-            return Finding(errors=tuple(errors), warnings=tuple(warnings))
-        counts = image_files.count_ids(ids, len(self.NAMES))
-        if not counts[:-1].any():
-            warnings.append(f"{pair.label} ignores every pixel: nothing can be learnt from it.")
-        png = image_files.encode_label(ids)
-        return Finding(
-            warnings=tuple(warnings),
-            label=png,
-            size=size,
-            counts=counts,
-            palette=image_files.is_palette(pair.label),
-            num_bytes=len(png) + pair.image.stat().st_size,
-        )
-
-    def stamp(self, pair: Pair) -> str:
-        """See `SegmentationBuilder.stamp`: depends on both files, and on the classes."""
-        stats = [path.stat() for path in (pair.image, pair.label)]
-        return json.dumps(
-            [
-                str(self.VERSION),
-                list(self.NAMES),
-                _digest(self.TRAIN_IDS),
-                str(pair.image),
-                str(pair.label),
-                *[(stat.st_size, stat.st_mtime_ns) for stat in stats],
-            ]
-        )
-
-    def image(self, pair: Pair) -> bytes:
-        """See `SegmentationBuilder.image`."""
-        return pair.image.read_bytes()
-
-
-def _exif_advice(size: Sequence[int], label_size: Sequence[int], orientation: int) -> str:
-    """A sentence on how EXIF may explain that the sizes differ, "" if it cannot."""
-    if orientation == 1:
-        return ""
-    if size == label_size[::-1]:
-        return (
-            f" The likely cause is the EXIF orientation {orientation} of the image, which was applied before the "
-            "image was labelled: apply it to the pixels, and remove the tag."
-        )
-    return f" The EXIF orientation of the image is {orientation}, which may be the cause."
-
-
-def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(np.asarray(array, np.int64).tobytes()).hexdigest()

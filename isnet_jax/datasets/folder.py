@@ -1,34 +1,43 @@
 """A user's own data: folders of images and labels, described by config.data.folder."""
 
 import dataclasses
-import re
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from isnet_jax.datasets import common, tables
-from isnet_jax.datasets.pairing import Pair, find_pairs
+from isnet_jax.datasets import folder_config, label_values, tables
+from isnet_jax.datasets.folder_builder import FolderBuilder
+from isnet_jax.datasets.label_values import COLORS, LabelProblem
+from isnet_jax.datasets.pairing import UNLABELLED, Pair, find_pairs
+from isnet_jax.datasets.statistics import Survey
 from isnet_jax.errors import UserError
 from isnet_jax.labels import IGNORED
+
+LIST_ADVICE = (
+    "To leave images without a label out, give a split a third element, a text file under config.data.source with one "
+    "name a line: ('JPEGImages', 'SegmentationClass', 'ImageSets/Segmentation/train.txt'), for instance."
+)
 
 
 @dataclasses.dataclass(eq=False)
 class FolderConfig(tfds.core.BuilderConfig):
     """config.data.folder. Its name separates the data sets of a user in a data_dir."""
 
-    classes: tuple[str, ...] = ()
-    palette: tuple[tables.Color, ...] = ()
-    splits: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)  # as in config.data.folder, but for the name
 
 
-class Folder(common.FolderBuilder):
-    """Label files hold indices of `classes`; 255, and every class named "", become 255."""
+class Folder(FolderBuilder):
+    """Labels hold indices of `classes`, or `label_values`, or colours of the `palette`; 255, and every class named "",
+    become 255.
+    """
 
     DESCRIPTION = "Images and labels of a user."
     LAYOUT = "the folders in config.data.folder.splits"
+    IS_USERS_OWN = True
 
     def __init__(self, *, folder: Mapping[str, Any] | None = None, config: FolderConfig | None = None, **kwargs: Any):
         """The builder of the data set that `folder`, config.data.folder, describes; raises UserError if it is invalid.
@@ -37,94 +46,111 @@ class Folder(common.FolderBuilder):
         """
         if config is None:
             assert folder is not None
-            config = FolderConfig(
-                folder["name"],
-                classes=tuple(folder["classes"]),
-                palette=tuple(folder["palette"]),
-                splits=dict(folder["splits"]),
-            )
-        check(config)
-        is_named = np.array([bool(name) for name in config.classes])
-        self.folder_config = config
-        self.NAMES = tuple(name for name in config.classes if name)
-        self.PALETTE = config.palette or tables.distinct_colors(range(1, len(self.NAMES) + 1))
-        self.TRAIN_IDS = np.append(np.full(255, -1), IGNORED)
-        self.TRAIN_IDS[: len(is_named)] = np.where(is_named, is_named.cumsum() - 1, IGNORED)
+            fields = folder_config.with_defaults(folder)
+            folder_config.check(fields)
+            config = FolderConfig(fields.pop("name"), fields=fields)
+        self.fields = fields = config.fields
+        names = fields["classes"]
+        self.NAMES = tuple(name for name in names if name)
+        self.UPRIGHT = fields["exif"]
+        ids = train_ids(names)
+        self.TRAIN_IDS = value_table(ids, fields["label_values"])
+        colors = tables.colors_of_named(names, fields["palette"])
+        self.PALETTE = colors or tables.distinct_colors(range(1, len(self.NAMES) + 1))
+        if fields["palette"] and not fields["label_values"]:
+            of = ids if len(fields["palette"]) == len(names) else range(len(self.NAMES))
+            self.IDS_OF_COLORS = {label_values.code(color): int(i) for color, i in zip(fields["palette"], of)}
         super().__init__(config=config, **kwargs)
-        if self.data_path.exists() and self.info.metadata["folder"] != self._recorded_fields():
-            raise UserError(
-                f"{self.data_path} has been prepared with other classes or splits in config.data.folder: "
-                "delete it to prepare it again, or choose another config.data.folder.name."
-            )
-        self.info.metadata["palette"] = [list(color) for color in self.PALETTE]  # no record depends on it
+        self.info.metadata["palette"] = [list(color) for color in self.PALETTE]
 
-    def pairs(self, source: Path) -> dict[str, list[Pair]]:
-        return {
-            split: find_pairs(source, images, labels, self.problems)
-            for split, (images, labels) in self.folder_config.splits.items()
-        }
+    @property
+    def all_splits(self) -> tuple[str, ...]:
+        return tuple(self.fields["splits"])
+
+    def pairs(self, source: Path, split: str) -> list[Pair]:
+        images, labels, *rest = self.fields["splits"][split]
+        list_file = rest[0] if rest and isinstance(rest[0], str) else None
+        pairs = find_pairs(source, images, labels, self.findings, list_file)
+        return self._share(split, pairs) if rest and list_file is None else pairs
+
+    def _share(self, split: str, pairs: Sequence[Pair]) -> list[Pair]:
+        """The pairs of a split that takes a share of them: of the same order, after the splits before it."""
+        *place, share = self.fields["splits"][split]
+        seed, before = self.fields["split_seed"], 0.0
+        for other, (*other_place, other_share) in self.fields["splits"].items():
+            if other == split:
+                break
+            before += other_share if other_place == place else 0
+        order = sorted(pairs, key=lambda pair: hashlib.sha256(f"{seed}/{pair.name}".encode()).digest())
+        first, end = (round(len(order) * part) for part in (before, before + share))
+        return sorted(order[first:end])
 
     def _recorded_fields(self) -> dict[str, Any]:
         """The fields that the records depend on, as JSON stores them."""
-        return {
-            "classes": list(self.folder_config.classes),
-            "splits": {split: list(places) for split, places in self.folder_config.splits.items()},
-        }
+        fields = folder_config.as_json({name: value for name, value in self.fields.items() if name != "palette"})
+        return fields | ({"palette": folder_config.as_json(self.fields["palette"])} if self.reads_by == COLORS else {})
+
+    def require_same_fields(self) -> None:
+        """See `SegmentationBuilder.require_same_fields`; earlier versions recorded fewer fields."""
+        current = folder_config.as_json(self.fields)
+        changed = [name for name, value in self.info.metadata["folder"].items() if current.get(name) != value]
+        if changed:
+            raise UserError(
+                f"{self.data_path} has been prepared with other {' and '.join(changed)} in config.data.folder: prepare "
+                "it again with isnet_jax.prepare --overwrite, or choose another config.data.folder.name."
+            )
 
     def _info(self) -> tfds.core.DatasetInfo:
         info = super()._info()
         info.metadata["folder"] = self._recorded_fields()
         return info
 
+    def write(self, *args: Any) -> None:
+        self.info.metadata["folder"] = self._recorded_fields()  # it is known now what labels are read by
+        super().write(*args)
+
     def _create_builder_config(self, builder_config: FolderConfig, version: Any) -> FolderConfig:
         return builder_config  # TFDS would warn about a config that the class does not list
 
+    def advice(self, problems: Sequence[UserError | str]) -> str:
+        """See `SegmentationBuilder.advice`: the lines of a config for what was found."""
+        found: dict[str, label_values.Found] = {}
+        sentences = [LIST_ADVICE] * any(getattr(problem, "kind", "") == UNLABELLED for problem in problems)
+        for problem in problems:
+            if isinstance(problem, LabelProblem):
+                total = found.setdefault(problem.by, {})
+                for value, pixels in problem.found.items():
+                    total[value] = total.get(value, 0) + pixels
+        sentences += [folder_config.advice(by, total, self.fields["classes"]) for by, total in found.items()]
+        return " ".join(sentences)
 
-def check(config: FolderConfig) -> None:
-    """Raises UserError, naming the field of config.data.folder, if a field is invalid."""
-
-    def require(field: str, expected: str, is_valid: Callable[[Any], Any]) -> None:
-        value = getattr(config, field)
-        if not is_valid(value):
-            raise UserError(f"config.data.folder.{field} is {value!r}; it must be {expected}.")
-
-    require("name", "made of letters, digits, _ and -", _is_identifier)
-    require("classes", "2 to 255 different names, where '' marks a value to ignore", _are_classes)
-    require(
-        "palette",
-        "() or an (r, g, b) of 0 to 255 for each class with a name",
-        lambda palette: not palette or tables.is_palette(palette, sum(map(bool, config.classes))),
-    )
-    require(
-        "splits",
-        "a dict of split: (images, labels), two folders or patterns with equally many * under "
-        "config.data.source, as in {'train': ('images/train', 'labels/train')}",
-        _are_splits,
-    )
-
-
-def _is_identifier(text: Any) -> bool:
-    return isinstance(text, str) and bool(re.fullmatch("[A-Za-z0-9_-]+", text))
+    def doubts(self, survey: Survey) -> list[str]:
+        """See `SegmentationBuilder.doubts`: masks of 0 and 255 leave one class, and nothing to learn."""
+        pixels = np.sum([split.pixels for split in survey.statistics.values()], axis=0)
+        (occurring,) = np.nonzero(pixels[:-1])
+        if len(occurring) != 1 or not pixels[-1] or self.fields["label_values"] or self.reads_by == COLORS:
+            return []
+        (value,) = np.flatnonzero(occurring[0] == self.TRAIN_IDS)
+        return [
+            f"All labels hold two values: {value} ({self.NAMES[occurring[0]]}) and 255, which is ignored. "
+            f"{folder_config.binary_advice(int(value), self.fields['classes'])}"
+        ]
 
 
-def _are_classes(classes: tuple) -> bool:
-    return (
-        len(classes) <= 255
-        and all(isinstance(name, str) for name in classes)
-        and len({*classes} - {""}) == sum(map(bool, classes)) >= 2
-    )
+def train_ids(names: Sequence[str]) -> np.ndarray:
+    """The train id of each class, int64 (n,); 255 of those without a name."""
+    is_named = np.array([bool(name) for name in names])
+    return np.where(is_named, is_named.cumsum() - 1, IGNORED)
 
 
-def _are_splits(splits: dict) -> bool:
-    def num_stars(pattern: str) -> int:
-        return pattern.count("*") or 1  # a folder is short for FOLDER/*
+def value_table(ids: np.ndarray, values: Sequence[int | Sequence[int]]) -> np.ndarray:
+    """The train id of each value in a label file, as `FolderBuilder.TRAIN_IDS`.
 
-    return bool(splits) and all(
-        _is_identifier(split)
-        and split != "all"  # TFDS's name for all splits together
-        and isinstance(places, (tuple, list))
-        and len(places) == 2
-        and all(isinstance(place, str) and place for place in places)
-        and num_stars(places[0]) == num_stars(places[1])
-        for split, places in splits.items()
-    )
+    values: of each class, one or several; or () for 0, 1, ...
+    """
+    of_class = [value if isinstance(value, tuple | list) else (value,) for value in values or range(len(ids))]
+    table = np.full(max(256, 1 + max(map(max, of_class))), -1)
+    table[IGNORED] = IGNORED
+    for i, values_of_class in zip(ids, of_class):
+        table[list(values_of_class)] = i
+    return table

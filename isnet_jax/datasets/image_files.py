@@ -4,7 +4,6 @@ import functools
 import io
 import struct
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -12,13 +11,13 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from isnet_jax.errors import UserError
+from isnet_jax.datasets import decoding
+from isnet_jax.datasets.problems import FileProblem
 from isnet_jax.labels import IGNORED
-from isnet_jax.runtime import limits
+from isnet_jax.runtime import jpeg, limits
 
-ORIENTATION = 274  # the EXIF tag; 1 is upright
 BLOCK_PIXELS = 2**18  # of a label, processed at a time
-MAX_VALUES, MAX_RANGES = 1000, 20  # of illegal values, in a message
+PLAIN_MODES = ("RGB", "L", "1", "P", "RGBA", "LA", "PA")  # of Pillow, for images that TensorFlow decodes alike
 
 
 @functools.cache
@@ -30,7 +29,7 @@ def hide_accelerators() -> None:
 def open_image(path: Path, formats: tuple[str, ...]) -> tuple[bytes, Image.Image]:
     """The bytes of a file, and its Pillow image, of which only the header is decoded.
 
-    `formats` are the accepted ones, by Pillow's names. Raises UserError if the file cannot be read, is in another
+    `formats` are the accepted ones, by Pillow's names. Raises FileProblem if the file cannot be read, is in another
     format, or is too large to decode.
     """
     data = None
@@ -39,67 +38,88 @@ def open_image(path: Path, formats: tuple[str, ...]) -> tuple[bytes, Image.Image
         image = limits.open_image(io.BytesIO(data), formats)
         if data.startswith(limits.JPEG):
             limits.check_scans(data)
-    except limits.TooLarge as error:
-        raise UserError(f"{path} {error}.") from None
-    except Image.UnidentifiedImageError:
-        kind = "empty" if not data else f"not a readable {' or '.join(formats)} file"
-        raise UserError(f"{path} is {kind}.") from None
-    except Image.DecompressionBombError:  # Pillow's own limit is higher, but may be reached first
-        raise UserError(f"{path} {limits.TOO_LARGE}.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}).") from None
     except Exception as error:  # for damaged files Pillow raises struct.error, SyntaxError and others
-        raise UserError(f"{path} is damaged ({error}).") from None
+        raise FileProblem(path, "is empty." if data == b"" else decoding.why_unreadable(error, formats)) from None
     return data, image
 
 
-def check_image(path: Path) -> tuple[tuple[int, int], int, list[str]]:
-    """Decodes a JPEG or PNG of any colour mode, as training will, to prove that it is intact.
+def check_image(path: Path) -> tuple[tuple[int, int], int, int]:
+    """Decodes an image of any format and colour mode, as training will, to prove that it is intact.
 
-    Returns (height, width), the EXIF orientation (1 if there is none), and a sentence for each problem. Raises
-    UserError if not even the header can be read.
+    Returns the (height, width) of the stored image, its EXIF orientation (1 if there is none), and the bytes that it
+    takes in a record, at most. Raises FileProblem.
     """
-    data, image = open_image(path, ("JPEG", "PNG"))
-    size, orientation, errors = (image.height, image.width), _orientation(data, image), []
-    if image.format == "PNG" and data[24] > 8:  # the bit depth in the header
-        errors.append(f"{path} has more than 8 bits a channel: convert it to 8 bits.")
+    data, image = open_image(path, decoding.FORMATS)
+    size, orientation = (image.height, image.width), decoding.read_orientation(image, io.BytesIO(data))
     try:
+        if not _is_plain(data, image):
+            return size, orientation, decoding.to_rgb(data).size
+        data = _completed(data)
         # Damage shows in the entropy code: an eighth of the size proves as much as the whole.
         decode_image(data, ratio=8)
-    except (tf.errors.OpError, ValueError):
-        errors.append(f"{path} is damaged ({_why_undecodable(image)}).")
-    return size, orientation, errors
+    except (tf.errors.OpError, ValueError) as error:
+        why = _why_undecodable(image) if isinstance(error, tf.errors.OpError) else str(error)
+        raise FileProblem(path, f"is damaged ({why}).") from None
+    except Exception as error:
+        raise FileProblem(path, decoding.why_unreadable(error)) from None
+    return size, orientation, len(data)
 
 
-def _orientation(data: bytes, image: Image.Image) -> int:
-    if image.format == "PNG" and b"eXIf" not in data:
-        return 1  # Pillow would decode the whole image to look for it
-    try:
-        return image.getexif().get(ORIENTATION) or 1
-    except Exception:  # damaged EXIF is of no consequence here
-        return 1
+def record_image(path: Path, upright: bool) -> bytes:
+    """The image of a record: the file's own bytes, or its pixels as a PNG if TensorFlow decodes them otherwise than
+    Pillow, or not at all.
+
+    `upright` turns such pixels as the EXIF orientation says. Raises FileProblem, ValueError and Pillow's errors if the
+    file is no longer as it was checked.
+    """
+    data, image = open_image(path, decoding.FORMATS)
+    if _is_plain(data, image):
+        return _completed(data)
+    orientation = decoding.read_orientation(image, io.BytesIO(data)) if upright else 1
+    return encode_png(np.ascontiguousarray(decoding.turned(decoding.to_rgb(data), orientation)))
 
 
-def decode_image(data: bytes, region: Sequence[int] | None = None, ratio: int = 1) -> np.ndarray:
+def _is_plain(data: bytes, image: Image.Image) -> bool:
+    """Whether TensorFlow decodes the file to the pixels that Pillow does."""
+    if data.startswith(limits.PNG):
+        return data[24] <= 8 and image.mode in PLAIN_MODES  # the bit depth in the header
+    return data.startswith(limits.JPEG) and image.mode in PLAIN_MODES  # not CMYK
+
+
+def _completed(data: bytes) -> bytes:
+    return jpeg.completed(data) if data.startswith(limits.JPEG) else data
+
+
+def decode_image(
+    data: bytes, region: tuple[int, int, int, int] | None = None, ratio: int = 1, upright: bool = False
+) -> np.ndarray:
     """Decodes a JPEG or PNG of any colour mode, as training does: uint8 (H, W, 3).
 
     With `region` = (top, left, height, width), only that part. `ratio`, one of 1, 2, 4 and 8, is the factor by which
-    a whole JPEG is downscaled. Raises ValueError or one of TensorFlow's errors for an image that is damaged, too large
-    or in another format.
+    a whole JPEG is downscaled. `upright` turns the image as its EXIF orientation says; the region is then one of the
+    upright image. Raises ValueError or one of TensorFlow's errors for an image that is damaged, too large or in another
+    format.
     """
     hide_accelerators()
+    orientation = 1
+    if upright:
+        image = limits.open_image(io.BytesIO(data), ("JPEG", "PNG"))
+        orientation = decoding.read_orientation(image, io.BytesIO(data))
+        if region is not None:
+            region = decoding.stored_region(region, (image.height, image.width), orientation)
     data = limits.decodable(data)
     if not data.startswith(limits.JPEG):
-        image = _to_numpy(tf.io.decode_png(data, channels=3))
+        pixels = _to_numpy(tf.io.decode_png(data, channels=3))
         if region is not None:
             top, left, height, width = region
-            image = image[top : top + height, left : left + width]
-            if image.shape[:2] != (height, width):
+            pixels = pixels[top : top + height, left : left + width]
+            if pixels.shape[:2] != (height, width):
                 raise ValueError("the image is smaller than its label")
-        return image
-    if region is None:
-        return _to_numpy(tf.io.decode_jpeg(data, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE"))
-    return _to_numpy(tf.image.decode_and_crop_jpeg(data, region, channels=3, dct_method="INTEGER_ACCURATE"))
+    elif region is None:
+        pixels = _to_numpy(tf.io.decode_jpeg(data, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE"))
+    else:
+        pixels = _to_numpy(tf.image.decode_and_crop_jpeg(data, region, channels=3, dct_method="INTEGER_ACCURATE"))
+    return pixels if orientation == 1 else np.ascontiguousarray(decoding.turned(pixels, orientation))
 
 
 def decode_label(data: bytes) -> np.ndarray:
@@ -126,92 +146,18 @@ def _why_undecodable(image: Image.Image) -> str:
     return "TensorFlow, which decodes it in training, rejects it"
 
 
-def label_size(path: Path) -> tuple[int, int] | None:
-    """(height, width) in the header of a PNG, or None if it cannot be read."""
-    try:
-        _, image = open_image(path, ("PNG",))
-    except UserError:
-        return None
-    return image.height, image.width
-
-
-def is_palette(path: Path) -> bool:
-    """Whether a file is a palette PNG."""
-    with path.open("rb") as file:
-        header = file.read(26)
-    return header.startswith(limits.PNG) and header[25:] == b"\x03"
-
-
-def read_index_label(path: Path) -> np.ndarray:
-    """The indices in a greyscale or palette PNG of any bit depth: integers (H, W). Palette colours do not matter.
-
-    Raises UserError if the file cannot be read or is a colour image.
-    """
-    _, image = open_image(path, ("PNG",))
-    if image.mode not in ("P", "L", "1", "I", "I;16"):
-        raise UserError(
-            f"{path} is a colour image ({image.mode}): labels must be greyscale or palette PNGs of class indices."
-        )
-    tiles = getattr(image, "tile", None)
-    stretch = {"L;2": 85, "L;4": 17}.get(tiles[0][3]) if tiles else None  # Pillow scales these to 0..255
-    try:
-        index = np.array(image)  # the indices of a palette image; image.convert would look up their colours
-    except Exception as error:
-        raise UserError(f"{path} is damaged ({error}).") from None
-    if stretch:
-        index //= stretch
-    return index.astype(np.uint8) if index.dtype == bool else index
-
-
-def to_train_ids(label: np.ndarray, table: np.ndarray, path: Path) -> np.ndarray:
-    """Maps the values of a label file, integers (H, W), to train ids: uint8 (H, W).
-
-    `table`, int (n,), holds at each value its train id, 255 if ignored, -1 if illegal; values from n on are illegal.
-    Raises UserError for illegal values, naming them and `path`.
-    """
-    table = np.asarray(table, np.int16)
-    ids = np.empty(label.shape, np.uint8)
-    illegal_values, illegal_pixels, first = np.zeros(0, label.dtype), 0, (0, 0)
-    for rows in _row_blocks(label):
-        block = label[rows]
-        in_table = (block >= 0) & (block < len(table))
-        block_ids = table[np.where(in_table, block, 0)]
-        illegal = ~in_table | (block_ids < 0)
-        if illegal.any():
-            illegal_values = np.union1d(illegal_values, block[illegal])[:MAX_VALUES]
-            if not illegal_pixels:
-                row, column = np.argwhere(illegal)[0]
-                first = rows.start + row, column
-            illegal_pixels += illegal.sum()
-        ids[rows] = block_ids
-    if illegal_pixels:
-        raise UserError(
-            f"{path} holds values that are not labels: {_ranges(illegal_values)}, in {illegal_pixels} "
-            f"pixel{'s' if illegal_pixels > 1 else ''}, the first at row {first[0]}, column {first[1]}; the legal "
-            f"values are {_ranges(np.flatnonzero(table >= 0))}."
-        )
-    return ids
-
-
-def _row_blocks(array: np.ndarray) -> list[slice]:
-    """Slices of rows, each of about BLOCK_PIXELS: what is computed from a block takes little memory."""
-    rows = max(1, BLOCK_PIXELS // max(1, array.shape[1]))
-    return [slice(top, top + rows) for top in range(0, len(array), rows)]
-
-
-def _ranges(values: np.ndarray) -> str:
-    """Sorted integers as ranges: "0..2, 5" for 0, 1, 2, 5."""
-    runs = np.split(values, np.flatnonzero(np.diff(values) > 1) + 1)
-    text = ", ".join(f"{run[0]}..{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs[:MAX_RANGES])
-    return text + ", ..." * (len(runs) > MAX_RANGES)
-
-
 def count_ids(ids: np.ndarray, num_classes: int) -> np.ndarray:
     """The number of pixels of each class and, last, of ignored pixels, in train ids uint8 (H, W): int64 (K + 1,)."""
     counts = np.zeros(256, np.int64)
-    for rows in _row_blocks(ids):
+    for rows in row_blocks(ids):
         counts += np.bincount(ids[rows].ravel(), minlength=256)
     return counts[[*range(num_classes), IGNORED]]
+
+
+def row_blocks(array: np.ndarray) -> list[slice]:
+    """Slices of rows, each of about BLOCK_PIXELS: what is computed from a block takes little memory."""
+    rows = max(1, BLOCK_PIXELS // max(1, array.shape[1]))
+    return [slice(top, top + rows) for top in range(0, len(array), rows)]
 
 
 def encode_png(pixels: np.ndarray) -> bytes:

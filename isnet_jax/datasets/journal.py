@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from isnet_jax.datasets.problems import FileProblem
+from isnet_jax.errors import UserError
 from isnet_jax.runtime import files
 
 CHUNK = 64  # findings per file
@@ -21,21 +23,30 @@ COLUMNS = {  # of a file: dtype kind and number of axes
     "label": "u1",
     "size": "i2",
     "counts": "i2",
+    "colors": "u1",
     "palette": "b1",
+    "by_color": "b1",
+    "turned": "b1",
     "num_bytes": "i1",
 }
+
+
+Colors = tuple[tuple[int, int], ...]  # of a palette: (0xrrggbb, index)
 
 
 class Finding(NamedTuple):
     """The result of checking an item."""
 
-    errors: tuple[str, ...] = ()  # sentences; if there are any, the other fields may be missing
-    warnings: tuple[str, ...] = ()  # sentences
+    errors: tuple[UserError, ...] = ()  # if there are any, the other fields may be missing
+    warnings: tuple[FileProblem, ...] = ()
     image: bytes = b""  # encoded, if it is not in a file
     label: bytes = b""  # PNG of train ids
     size: tuple[int, int] = (0, 0)  # (height, width)
     counts: np.ndarray = np.zeros(0, np.int64)  # pixels of each class and, last, ignored ones: (K + 1,)
-    palette: bool = False  # whether the label file is a palette PNG
+    colors: Colors = ()  # (0xrrggbb, index) in the palette of a label read by its indices
+    palette: bool = False  # whether the label is a palette image read by its indices
+    by_color: bool = False  # whether the label is read by its colours
+    turned: bool = False  # whether the image is turned as its EXIF orientation says
     num_bytes: int = 0  # of image and label in a record
 
 
@@ -66,7 +77,7 @@ class Journal:
         name, row = self._rows[key]
         try:
             return self._load(name)[row]
-        except (OSError, ValueError, TypeError, IndexError, RecursionError):
+        except (OSError, ValueError, TypeError, IndexError, OverflowError, RecursionError):
             return None
 
     def add(self, stamp: str, finding: Finding) -> None:
@@ -86,8 +97,11 @@ class Journal:
                 size=np.array([f.size for f in findings]),
                 counts=np.stack([f.counts for f in findings]),
                 palette=np.array([f.palette for f in findings]),
+                by_color=np.array([f.by_color for f in findings]),
+                turned=np.array([f.turned for f in findings]),
                 num_bytes=np.array([f.num_bytes for f in findings]),
-                warnings=_join([json.dumps(f.warnings).encode() for f in findings]),
+                warnings=_join([json.dumps([(w.file, w.text, w.kind) for w in f.warnings]).encode() for f in findings]),
+                colors=_join([json.dumps(f.colors).encode() for f in findings]),
                 image=_join([f.image for f in findings]),
                 label=_join([f.label for f in findings]),
             )
@@ -103,12 +117,19 @@ class Journal:
         if kinds != COLUMNS or columns["size"].shape[1:] != (2,) or (columns["size"] < 1).any():
             raise ValueError("its columns are of other types or shapes")
         values = {
-            "warnings": [tuple(map(str, json.loads(text))) for text in _split(columns["warnings"])],
+            "warnings": [
+                tuple(FileProblem(*map(str, warning)) for warning in json.loads(text))
+                for text in _split(columns["warnings"])
+            ],
+            "colors": [
+                tuple((int(color), int(index)) for color, index in json.loads(text))
+                for text in _split(columns["colors"])
+            ],
             "image": _split(columns["image"]),
             "label": _split(columns["label"]),
             "size": [tuple(size) for size in columns["size"].tolist()],
             "counts": columns["counts"],
-            "palette": columns["palette"].tolist(),
+            **{name: columns[name].tolist() for name in ("palette", "by_color", "turned")},
             "num_bytes": columns["num_bytes"].tolist(),
         }
         return [Finding(**dict(zip(values, row))) for row in zip(*values.values(), strict=True)]

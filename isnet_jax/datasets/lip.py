@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from isnet_jax.datasets import common, tables
+from isnet_jax.datasets import tables
+from isnet_jax.datasets.folder_builder import FolderBuilder
 from isnet_jax.datasets.pairing import Pair, find_pairs, locate
 from isnet_jax.labels import IGNORED
 
@@ -15,7 +16,7 @@ FOLDERS = (
 )  # of the archives; unpacking tools may nest them twice
 
 
-class Lip(common.FolderBuilder):
+class Lip(FolderBuilder):
     """Label files hold 0..19, of which 0 is the background, a class too. Left and right are the person's own."""
 
     NAMES = (
@@ -61,18 +62,15 @@ class Lip(common.FolderBuilder):
     TRAIN_IDS = np.r_[:20, [-1] * 235, IGNORED]
     COUNTS = {"train": 30462, "val": 10000}
 
-    def pairs(self, source: Path) -> dict[str, list[Pair]]:
+    def pairs(self, source: Path, split: str) -> list[Pair]:
         def find(name: str) -> str:
             return locate(source, *(f"{folder * times}{name}" for folder in FOLDERS for times in (1, 2)))
 
-        pairs = {}
-        for split in self.COUNTS:
-            list_file = find(f"{split}_id.txt")  # some download sites leave it out: all files count
-            pairs[split] = find_pairs(
-                source,
-                find(f"{split}_images"),
-                find(f"{split}_segmentations"),
-                self.problems,
-                list_file if (source / list_file).is_file() else None,
-            )
-        return pairs
+        list_file = find(f"{split}_id.txt")  # some download sites leave it out: all files count
+        return find_pairs(
+            source,
+            find(f"{split}_images"),
+            find(f"{split}_segmentations"),
+            self.findings,
+            list_file if (source / list_file).is_file() else None,
+        )

@@ -1,71 +1,92 @@
 """Pairs of an image file and a label file, matched by name, and the files that lack a partner."""
 
-import re
-from collections.abc import Iterator, Sequence
+import collections
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-IMAGE_SUFFIXES = ".jpg", ".jpeg", ".png"
+from isnet_jax.datasets import decoding, label_files
+from isnet_jax.datasets.patterns import Name, Pattern, suffixes_in
+from isnet_jax.datasets.problems import FileProblem, listed
 
-Name = tuple[str, ...]  # what each star of a pattern matches
+# Other files that tools write beside a label: NAME_labelTrainIds.png beside NAME.png.
+COMPANIONS = tuple(
+    f"_{name}" for name in "labelTrainIds labelIds instanceIds instanceTrainIds color colored overlay vis viz".split()
+)
+UNLABELLED = "images without label"  # a kind of problem
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 
 
 class Pair(NamedTuple):
     """An image file and its label file."""
 
-    name: str  # what the last star of the pattern matches; in a plain folder, the stem of the file
+    name: str  # unique in a split where that is possible: the file's name without suffix, or with its folders
     image: Path
     label: Path
+
+
+@dataclasses.dataclass
+class Findings:
+    """What is said about the files of a data set before they are read."""
+
+    problems: list[FileProblem | str] = dataclasses.field(default_factory=list)  # any of them stops the preparation
+    warnings: list[FileProblem | str] = dataclasses.field(default_factory=list)
+    notes: list[FileProblem | str] = dataclasses.field(default_factory=list)
 
 
 def find_pairs(
     source: Path,
     images: str,
     labels: str,
-    problems: list[str],
+    findings: Findings,
     list_file: str | None = None,
-    label_suffixes: Sequence[str] = (".png",),
+    label_suffixes: Sequence[str] = label_files.SUFFIXES,
 ) -> list[Pair]:
     """The pairs of image and label files under the folder `source`, sorted by name.
 
     `images` and `labels` are folders under the source, such as "val/images", or patterns, such as
-    "gtFine/val/*/*_labelIds.png", whose stars match the same text in both. A folder is short for "FOLDER/*". A pattern
-    without a suffix, such as "imgs/*_img", takes any of IMAGE_SUFFIXES or `label_suffixes`, in upper or lower case.
-    Hidden files are ignored.
+    "gtFine/val/*/*_labelIds.png", whose stars match the same text in both: see `Pattern`. A file that both match
+    belongs to the pattern with more letters, or is a label. Hidden files are ignored.
 
-    `list_file` is a text file under the source that lists one name a line: other names are ignored. Every missing
-    folder and every file without a partner adds a sentence to `problems`.
+    `list_file` is a text file under the source with one name a line: other names are ignored. Every missing folder and
+    every file without a partner is a problem; files that no pattern reaches are warned of.
     """
-    image_pattern = _Pattern(source, images, IMAGE_SUFFIXES)
-    label_pattern = _Pattern(source, labels, label_suffixes)
+    image_pattern = Pattern(source, images, decoding.SUFFIXES, "{.jpg,.png,...}")
+    label_pattern = Pattern(source, labels, label_suffixes, label_suffixes[0])
     missing = [pattern.folder for pattern in (image_pattern, label_pattern) if not pattern.folder.is_dir()]
     if missing:
-        problems.append(f"The folder {missing[0]} is missing{f', and so is {missing[1]}' if missing[1:] else ''}.")
+        findings.problems.append(
+            f"The folder {missing[0]} is missing{f', and so is {missing[1]}' if missing[1:] else ''}."
+        )
         return []
     try:
-        listed = _read_names(source / list_file) if list_file else None
-        image_files = image_pattern.files(problems, listed)
-        label_files = label_pattern.files(problems, listed)
+        found_images, found_labels = _separate(image_pattern, label_pattern)
+        listed = None
+        if list_file:
+            listed = _listed_names(source / list_file, image_pattern, label_pattern, found_images + found_labels)
     except (OSError, UnicodeDecodeError) as error:
         path, reason = getattr(error, "filename", source / str(list_file)), getattr(error, "strerror", None) or error
-        problems.append(f"{path} cannot be read ({reason}).")
+        findings.problems.append(f"{path} cannot be read ({reason}).")
         return []
-    for pattern, files in ((image_pattern, image_files), (label_pattern, label_files)):
+    image_files = _by_name(found_images, listed, findings)
+    label_files_ = _by_name(found_labels, listed, findings)
+    for pattern, files in ((image_pattern, image_files), (label_pattern, label_files_)):
         if not files:
-            problems.append(
-                f"There is no file {pattern.example('*')}{f' that {list_file} lists' if list_file else ''}."
-            )
+            findings.problems.append(_nothing_found(pattern, list_file, pattern is label_pattern))
             return []
-    for name in sorted((listed or set()) - image_files.keys() - label_files.keys()):
-        problems.append(f"{source / str(list_file)} lists {name[-1]}, but there is no {image_pattern.example(*name)}.")
-    for name in sorted(image_files.keys() ^ label_files.keys()):
-        if name in image_files:
-            path, partner_kind, partner = image_files[name], "label", label_pattern.example(*name)
-        else:
-            path, partner_kind, partner = label_files[name], "image", image_pattern.example(*name)
-        problems.append(f"{path} has no {partner_kind} {partner.name} in {partner.parent}.")
-    paired = sorted(image_files.keys() & label_files.keys())
-    return [Pair(name[-1], image_files[name], label_files[name]) for name in paired]
+    for line in sorted(set(listed or {}) - image_files.keys() - label_files_.keys()):
+        findings.problems.append(
+            FileProblem(
+                source / str(list_file), f"lists {line[-1]}, but there is no {image_pattern.example(*line)}.", "lists"
+            )
+        )
+    _report_unpaired(image_pattern, label_pattern, image_files, label_files_, findings)
+    if listed is None:
+        _report_deeper(image_pattern, findings)
+    paired = sorted(image_files.keys() & label_files_.keys())
+    names = _record_names(paired)
+    return [Pair(names[name], image_files[name], label_files_[name]) for name in paired]
 
 
 def locate(source: Path, *places: str) -> str:
@@ -73,47 +94,116 @@ def locate(source: Path, *places: str) -> str:
     return next((place for place in places if (source / place).exists()), places[0])
 
 
-class _Pattern:
-    """Finds the files that match a pattern."""
+def _separate(images: Pattern, labels: Pattern) -> tuple[list[tuple[Name, Path]], list[tuple[Name, Path]]]:
+    """The files of both patterns, those that both match being of one."""
+    found_images, found_labels = images.files(), labels.files()
+    both = {path for _, path in found_images} & {path for _, path in found_labels}
+    if images.num_literals > labels.num_literals:
+        return found_images, [(name, path) for name, path in found_labels if path not in both]
+    return [(name, path) for name, path in found_images if path not in both], found_labels
 
-    def __init__(self, source: Path, pattern: str, suffixes: Sequence[str]):
-        parts = Path(pattern).parts if "*" in pattern else (*Path(pattern).parts, "*")
-        depth = next(i for i, part in enumerate(parts) if "*" in part)
-        self.folder, self.parts = source.joinpath(*parts[:depth]), parts[depth:]
-        self.suffixes = () if parts[-1].lower().endswith(tuple(suffixes)) else tuple(suffixes)
 
-    def files(self, problems: list[str], listed: set[Name] | None) -> dict[Name, Path]:
-        """{name: path}, of the listed names only unless `listed` is None."""
-        files: dict[Name, Path] = {}
-        for name, path in self._walk(self.folder, self.parts):
-            if listed is not None and name not in listed:
-                continue
-            if name in files:
-                problems.append(f"{files[name]} and {path.name} beside it have the same name.")
-            if not is_utf8(path):
-                problems.append(f"{path} has a name that is not UTF-8, as records need it: rename it.")
-            files[name] = path
-        return files
+def _by_name(found: Sequence[tuple[Name, Path]], listed: Mapping[Name, str] | None, findings: Findings) -> dict:
+    """{name: path}, of the listed names only unless `listed` is None."""
+    files: dict[Name, Path] = {}
+    for name, path in found:
+        if listed is not None and name not in listed:
+            continue
+        if name in files:
+            findings.problems.append(
+                FileProblem(files[name], f"and {path.name} beside it have the same name.", "same name")
+            )
+        if not is_utf8(path):
+            findings.problems.append(FileProblem(path, "has a name that is not UTF-8, as records need it: rename it."))
+        files[name] = path
+    return files
 
-    def example(self, *name: str) -> Path:
-        """The path of a name, with all suffixes that it may have in braces."""
-        stars = iter(name)
-        tail = "/".join(re.sub(r"\*", lambda star: next(stars, "*"), part) for part in self.parts)
-        suffixes = ",".join(self.suffixes)
-        return self.folder / (tail + (f"{{{suffixes}}}" if self.suffixes[1:] else suffixes))
 
-    def _walk(self, folder: Path, parts: tuple[str, ...], name: Name = ()) -> Iterator[tuple[Name, Path]]:
-        """Yields (name, path), folder by folder, each sorted."""
-        expression = "(.+)".join(map(re.escape, parts[0].split("*")))
-        if not parts[1:] and self.suffixes:
-            expression += f"(?i:{'|'.join(map(re.escape, self.suffixes))})"
-        for path in sorted(folder.iterdir()):
-            match = re.fullmatch(expression, path.name)
-            if match and not path.name.startswith("."):
-                if not parts[1:]:
-                    yield name + match.groups(), path
-                elif path.is_dir():
-                    yield from self._walk(path, parts[1:], name + match.groups())
+def _listed_names(path: Path, images: Pattern, labels: Pattern, found: Sequence[tuple[Name, Path]]) -> dict[Name, str]:
+    """{name: line} of a list. A line may be a name, with its suffix or folders or not; more words may follow it."""
+    known = {"/".join(part for part in name if part): name for name, _ in found}
+    suffixes = (*decoding.SUFFIXES, *labels.suffixes, ".mat")
+    listed: dict[Name, str] = {}
+    for line in path.read_text(encoding="utf-8-sig").splitlines():
+        if not line.strip():
+            continue
+        candidates = [
+            key for text in (line.strip(), line.split()[0]) for key in _keys(text, suffixes, (images, labels))
+        ]
+        name = next((known[key] for key in candidates if key in known), (line.strip(),))
+        listed[name] = line
+    return listed
+
+
+def _keys(text: str, suffixes: tuple[str, ...], patterns: Sequence[Pattern]) -> list[str]:
+    """Names that a line may mean, the most likely first."""
+    parts = text.replace("\\", "/").split("/")
+    stem = parts[-1]
+    if stem.lower().endswith(suffixes):
+        stem = stem.rpartition(".")[0]
+    keys = ["/".join([*parts[i:-1], stem]) for i in range(len(parts) - 1, -1, -1)]
+    keys += ["/".join([*parts[i:-1], parts[-1]]) for i in range(len(parts) - 1, -1, -1)]
+    for pattern in patterns:
+        match = pattern.match(parts[-1])
+        keys += ["/".join(match)] if match else []
+    return [key for key in keys if key]
+
+
+def _nothing_found(pattern: Pattern, list_file: str | None, is_label: bool) -> str:
+    text = f"There is no file {pattern.example()}{f' that {list_file} lists' if list_file else ''}"
+    if list_file:
+        return f"{text}."
+    kinds = suffixes_in(pattern.folder)
+    if is_label and any(suffix in kinds for suffix in JPEG_SUFFIXES):
+        return (
+            f"{text}; the folder holds {kinds}. Labels cannot be JPEGs, whose compression changes the values of "
+            "classes: write them as PNG files."
+        )
+    if is_label and any(suffix in kinds for suffix in (".json", ".xml")):
+        return f"{text}; the folder holds {kinds}. isnet_jax.prepare --from=coco, labelme or cvat draws such labels."
+    return f"{text}; the folder holds {kinds}."
+
+
+def _report_unpaired(
+    images: Pattern, labels: Pattern, image_files: Mapping, label_files: Mapping, findings: Findings
+) -> None:
+    companions: collections.Counter[str] = collections.Counter()
+    for name in sorted(image_files.keys() ^ label_files.keys()):
+        if name in image_files:
+            partner = labels.example(*name)
+            problem = FileProblem(image_files[name], f"has no label {partner.name} in {partner.parent}.", UNLABELLED)
+            findings.problems.append(problem)
+            continue
+        ending = next((ending for ending in COMPANIONS if name[-1].endswith(ending)), "")
+        if ending and (*name[:-1], name[-1].removesuffix(ending)) in image_files:
+            companions[ending] += 1
+            continue
+        partner = images.example(*name)
+        problem = FileProblem(
+            label_files[name], f"has no image {partner.name} in {partner.parent}.", "labels without image"
+        )
+        findings.problems.append(problem)
+    for ending, number in companions.items():
+        findings.notes.append(f"{number} files *{ending} in {labels.folder} are passed over: they are of other tools.")
+
+
+def _report_deeper(images: Pattern, findings: Findings) -> None:
+    deeper = images.deeper_files()
+    if deeper:
+        shown = listed([str(path.relative_to(images.folder)) for path in deeper])
+        findings.warnings.append(
+            f"{len(deeper)} images lie in deeper folders of {images.folder} than {images.text} reaches, and are left "
+            f"out: {shown}. Two stars stand for folders of any depth: images/**/*.jpg, "
+            "for instance, and the same for the labels."
+        )
+
+
+def _record_names(names: Sequence[Name]) -> dict[Name, str]:
+    """{name: text}: the last part of each name if all are different, or else all parts."""
+    last = [name[-1] for name in names]
+    if len(set(last)) == len(last):
+        return dict(zip(names, last))
+    return {name: "_".join(part.replace("/", "_") for part in name if part) for name in names}
 
 
 def is_utf8(path: Path) -> bool:
@@ -122,7 +212,3 @@ def is_utf8(path: Path) -> bool:
         return bool(str(path).encode())
     except UnicodeEncodeError:  # Python decodes other bytes as lone surrogates
         return False
-
-
-def _read_names(path: Path) -> set[Name]:
-    return {(line.strip(),) for line in path.read_text().splitlines() if line.strip()}

@@ -9,21 +9,32 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
-from etils import epath
 
-from isnet_jax.datasets import store
+from isnet_jax.datasets import staleness, store
 from isnet_jax.datasets.common import SegmentationBuilder
+from isnet_jax.datasets.folder_builder import FolderBuilder
 from isnet_jax.datasets.journal import Journal
 from isnet_jax.datasets.pairing import is_utf8
 from isnet_jax.datasets.statistics import Survey
 from isnet_jax.datasets.survey import survey
 from isnet_jax.errors import UserError
 from isnet_jax.runtime import files, limits
+from isnet_jax.runtime.console import warn
+
+
+class Request(NamedTuple):
+    """What of a data set is wanted."""
+
+    splits: tuple[str, ...] | None = None  # to prepare, if it is not prepared; all by default
+    needed: tuple[str, ...] | None = None  # the others may be left out where their files are missing
+    overwrite: bool = False  # prepare it again
+    refuse_stale: bool = False  # raise an error, instead of warning, if the original files have changed
+
 
 SOURCE_FLAGS = "--config.data.source=DIR (isnet_jax.prepare --dataset: --source=DIR)"
 
@@ -32,12 +43,17 @@ def open_or_prepare(
     builder_class: type[SegmentationBuilder],
     data_dir: str | os.PathLike | None,
     source: str | os.PathLike | None,
+    request: Request,
     **kwargs: Any,
 ) -> tuple[SegmentationBuilder, Survey | None]:
     """See `isnet_jax.datasets.prepare`; `kwargs` are the builder's, besides data_dir and source."""
     source = _resolve_source(builder_class, source)
     local_dir = store.local_data_dir(data_dir)
     open_builder = functools.partial(_open, builder_class, local_dir, source, kwargs)
+    if request.overwrite:
+        if data_dir and store.is_remote(data_dir):
+            raise UserError(f"--overwrite cannot replace what is in {data_dir}: delete the data set there, and here.")
+        return _prepare_again(builder_class, local_dir, source, request, kwargs)
     builder, result = open_builder(), None
     remote = None
     if data_dir and store.is_remote(data_dir):
@@ -54,18 +70,20 @@ def open_or_prepare(
             )
         if not builder.data_path.exists() and not is_stored:
             _require_source(builder)
-        with _exclusive(builder) as folder:
+        with _exclusive(builder.name, builder.data_path) as folder:
             if not open_builder().data_path.exists():  # another process may have prepared it while this one waited
                 if is_stored:
                     store.fetch(remote, builder.data_path)
                 else:
-                    result = _prepare(builder, folder)
+                    result = _prepare(builder, folder, request)
         builder = open_builder()
+    if result is None:
+        staleness.check(builder, open_builder, request.refuse_stale)
     prepared_from = builder.info.metadata["source"]
     if source and str(source) != prepared_from:
         raise UserError(
             f"{builder.data_path} has been prepared from {prepared_from}, but the source is now {source}: leave the "
-            f"source empty to use the prepared data, delete {builder.data_path} to prepare it again, or choose "
+            "source empty to use the prepared data, prepare it again with isnet_jax.prepare --overwrite, or choose "
             "another data_dir."
         )
     if remote is not None and not is_stored:
@@ -83,7 +101,9 @@ def open_prepared(
     return builder
 
 
-def check(builder_class: type[SegmentationBuilder], source: str | os.PathLike | None, **kwargs: Any) -> Survey:
+def check(
+    builder_class: type[SegmentationBuilder], source: str | os.PathLike | None, request: Request, **kwargs: Any
+) -> Survey:
     """See `isnet_jax.datasets.check`; `kwargs` are the builder's."""
     source = _resolve_source(builder_class, source)
     if builder_class.LAYOUT and not source:
@@ -93,6 +113,7 @@ def check(builder_class: type[SegmentationBuilder], source: str | os.PathLike | 
         )
     builder = _open(builder_class, os.devnull, source, kwargs)  # nothing can be prepared there
     _require_source(builder)
+    _choose_splits(builder, request)
     return survey(builder)
 
 
@@ -123,6 +144,7 @@ def _open(
     try:
         builder = builder_class(data_dir=data_dir, source=source, **kwargs)
         if builder.data_path.exists():
+            builder.require_same_fields()
             _check_metadata(builder)
             for path in [path for split in builder.info.splits.values() for path in split.filepaths] or ["no split"]:
                 if not os.path.exists(path):
@@ -151,6 +173,15 @@ def _check_metadata(builder: SegmentationBuilder) -> None:
         split: info.num_examples for split, info in splits.items()
     }:
         raise ValueError("its list of examples does not match its records")
+    if not isinstance(metadata.get("upright", False), bool):
+        raise ValueError("whether its images are upright is neither true nor false")
+    stamps, pixels = metadata.get("stamps", {}), metadata.get("pixels", {})
+    if not (isinstance(stamps, dict) and all(isinstance(stamp, str) for stamp in stamps.values())):
+        raise ValueError("its stamps are not texts")
+    if not (
+        isinstance(pixels, dict) and all(np.shape(counts) == (len(builder.NAMES) + 1,) for counts in pixels.values())
+    ):
+        raise ValueError("its counts of pixels are not those of its classes")
     for name, height, width in itertools.chain(*metadata["examples"].values()):
         if not (
             isinstance(name, str)
@@ -162,8 +193,29 @@ def _check_metadata(builder: SegmentationBuilder) -> None:
         limits.check_size(width, height)
 
 
-def _prepare(builder: SegmentationBuilder, folder: epath.Path) -> Survey:
+def _choose_splits(builder: SegmentationBuilder, request: Request) -> None:
+    """Sets the splits to prepare; raises UserError naming those that there are."""
+    if not isinstance(builder, FolderBuilder):
+        return
+    wanted = request.splits or request.needed or ()
+    unknown = [split for split in wanted if split not in builder.all_splits]
+    if unknown:
+        raise UserError(
+            f"The data set {builder.name} has no split {unknown[0]!r}: choose among {', '.join(builder.all_splits)}."
+        )
+    builder.splits = request.splits
+    if request.needed and not request.splits:
+        builder.splits = tuple(
+            split for split in builder.all_splits if split in request.needed or builder.has_split(split)
+        )
+        absent = [split for split in builder.all_splits if split not in builder.splits]
+        if absent:
+            warn(f"{builder.source} has no files of the split {' and '.join(absent)}, which this command does not need")
+
+
+def _prepare(builder: SegmentationBuilder, folder: Path, request: Request) -> Survey:
     """Checks and writes a data set; its journal is in `folder`, which is removed at the end."""
+    _choose_splits(builder, request)
     journal = Journal(folder)
     result = survey(builder, journal)
     required, free = sum(split.num_bytes for split in result.statistics.values()), shutil.disk_usage(folder).free
@@ -181,38 +233,64 @@ def _prepare(builder: SegmentationBuilder, folder: epath.Path) -> Survey:
             builder.write(result, journal, bar.update)
     finally:
         tfds.display_progress_bar(showed_progress)
-    folder.rmtree()
+    shutil.rmtree(folder)
     return result
 
 
+def _prepare_again(
+    builder_class: type[SegmentationBuilder], data_dir: str, source: Path | None, request: Request, kwargs: dict
+) -> tuple[SegmentationBuilder, Survey]:
+    """Replaces a prepared data set, whatever it is. The old one comes back if the new one is not completed."""
+    blank = builder_class(data_dir=os.devnull, source=source, **kwargs)  # which reads nothing
+    if blank.LAYOUT and not source:
+        raise UserError(f"--overwrite needs the original files: give their folder as {SOURCE_FLAGS}.")
+    _require_source(blank)
+    place = Path(data_dir) / blank.data_path.relative_to(os.devnull)
+    old = place.parent / f"replaced.{place.name}"
+    with _exclusive(blank.name, place) as folder:
+        if place.exists():
+            if old.exists():  # left by a process that died
+                shutil.rmtree(old)
+            place.rename(old)
+        try:
+            result = _prepare(_open(builder_class, data_dir, source, kwargs), folder, request)
+        except BaseException:
+            if old.exists() and not place.exists():
+                old.rename(place)
+            raise
+        if old.exists():
+            shutil.rmtree(old)
+    return _open(builder_class, data_dir, source, kwargs), result
+
+
 @contextlib.contextmanager
-def _exclusive(builder: SegmentationBuilder) -> Iterator[epath.Path]:
-    """Excludes other processes that prepare the same data set, and yields the folder for the journal.
+def _exclusive(name: str, place: Path) -> Iterator[Path]:
+    """Excludes other processes that prepare the data set at `place`, and yields the folder for the journal.
 
     The folder is kept if there is a journal in it. Raises UserError in place of OSError.
     """
-    folder = builder.data_path.parent / f"checked.{builder.data_path.name}"  # not a version, so TFDS ignores it
+    folder = Path(place).parent / f"checked.{place.name}"  # not a version, so TFDS ignores it
     try:
         with contextlib.ExitStack() as stack:
             if _lock(folder, stack):  # so the processes that left these folders have died
-                for incomplete in folder.parent.glob(f"incomplete.*_{builder.data_path.name}"):
-                    incomplete.rmtree()
+                for incomplete in folder.parent.iterdir():
+                    if incomplete.name.startswith("incomplete.") and incomplete.name.endswith(f"_{place.name}"):
+                        shutil.rmtree(incomplete)
             stack.callback(_remove_if_empty, folder)
             yield folder
     except OSError as error:
         raise UserError(
-            f"The data set {builder.name} cannot be written to {builder.data_path} ({error}): fix that, or choose "
-            "another data_dir."
+            f"The data set {name} cannot be written to {place} ({error}): fix that, or choose another data_dir."
         ) from None
 
 
-def _remove_if_empty(folder: epath.Path) -> None:
+def _remove_if_empty(folder: Path) -> None:
     """Removes the folder unless it holds a journal."""
     if folder.exists() and not list(folder.glob("*.npz")):
-        folder.rmtree()
+        shutil.rmtree(folder)
 
 
-def _lock(folder: epath.Path, stack: contextlib.ExitStack) -> bool:
+def _lock(folder: Path, stack: contextlib.ExitStack) -> bool:
     """Makes the folder and locks it until the stack closes; False if the file system has no locks."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)

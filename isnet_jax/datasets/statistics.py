@@ -13,7 +13,9 @@ class SplitStatistics:
 
     def __init__(self, num_classes: int):
         self.num_images = 0
-        self.num_palettes = 0  # labels that are palette PNGs
+        self.num_palettes = 0  # labels that are palette images read by their indices
+        self.num_by_color = 0  # labels that are read by their colours
+        self.num_turned = 0  # images that are turned as EXIF says
         self.num_bytes = 0  # of the records
         self.sizes: list[tuple[int, int]] = []  # (height, width) of each image
         self.pixels = np.zeros(num_classes + 1, np.int64)  # of each class and, last, ignored ones
@@ -23,6 +25,8 @@ class SplitStatistics:
         """Counts a finding without errors."""
         self.num_images += 1
         self.num_palettes += finding.palette
+        self.num_by_color += finding.by_color
+        self.num_turned += finding.turned
         self.num_bytes += finding.num_bytes
         self.sizes.append(finding.size)
         self.pixels += finding.counts

@@ -1,31 +1,34 @@
 """The check of a whole data set: problems are reported as they are found, classes and sizes are counted."""
 
-import collections
 import contextlib
-import sys
-from collections.abc import Iterable
+import dataclasses
+import itertools
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tqdm
 
 from isnet_jax.datasets.common import SegmentationBuilder
-from isnet_jax.datasets.journal import Finding, Journal
+from isnet_jax.datasets.journal import Colors, Finding, Journal
+from isnet_jax.datasets.pairing import Pair
+from isnet_jax.datasets.problems import FileProblem, Report, listed
 from isnet_jax.datasets.statistics import SplitStatistics, Survey
-from isnet_jax.errors import UserError, printable
+from isnet_jax.errors import UserError
 from isnet_jax.runtime.console import no_native_noise
 from isnet_jax.runtime.threads import map_in_order
 
+MAX_NAMES = 10  # of classes in a warning
 
-class _Reporter:
-    """Prints problems, warnings and notes to standard error, and counts them."""
 
-    def __init__(self) -> None:
-        self.counts: collections.Counter[str] = collections.Counter()
+@dataclasses.dataclass
+class _Checked:
+    """What the check of all items gave."""
 
-    def report(self, kind: str, messages: Iterable[str]) -> None:
-        for message in messages:
-            self.counts[kind] += 1
-            tqdm.tqdm.write(printable(f"{kind}: {message}"), file=sys.stderr)
+    statistics: dict[str, SplitStatistics]  # by split
+    errors: list[UserError] = dataclasses.field(default_factory=list)
+    colors: list[tuple[Path, Colors]] = dataclasses.field(default_factory=list)  # of label files
+    num_resumed: int = 0  # findings that were in the journal
 
 
 def survey(builder: SegmentationBuilder, journal: Journal | None = None) -> Survey:
@@ -34,34 +37,33 @@ def survey(builder: SegmentationBuilder, journal: Journal | None = None) -> Surv
     Findings in the journal are taken from there, new ones are added; without a journal nothing is written. Raises
     UserError if there are problems, with their number.
     """
-    reporter = _Reporter()
-    items = _list_items(builder, reporter)
-    statistics, num_resumed = _check_items(builder, items, journal, reporter)
-    reporter.report(
-        "note",
-        [
-            f"{split.num_palettes} of {split.num_images} labels of {name} are palette PNGs: their indices are used, "
-            "not their colours."
-            for name, split in statistics.items()
-            if split.num_palettes
-        ],
-    )
-    if num_resumed:
-        reporter.report("note", [f"{num_resumed} of {sum(map(len, items.values()))} images had been checked before."])
-    if reporter.counts["problem"]:
-        raise UserError(_refusal(builder, items, reporter.counts["problem"], journal))
-    return Survey(builder.NAMES, items, statistics)
+    with Report(builder.name) as report:
+        items = _list_items(builder, report)
+        checked = _check_items(builder, items, journal, report)
+        result = Survey(builder.NAMES, items, checked.statistics)
+        if not report.num_problems:
+            report.add("problem", _palettes_that_differ(checked.colors))
+            report.add("problem", builder.doubts(result))
+            report.add("warning", _classes_without_pixels(result))
+        report.add("warning", _images_in_two_splits(items))
+        report.add("note", _notes(checked, sum(map(len, items.values()))))
+    if report.num_problems:
+        advice = builder.advice([*builder.findings.problems, *checked.errors])
+        raise UserError(_refusal(builder, items, report.num_problems, journal) + (f" {advice}" if advice else ""))
+    return result
 
 
-def _list_items(builder: SegmentationBuilder, reporter: _Reporter) -> dict[str, list[Any]]:
+def _list_items(builder: SegmentationBuilder, report: Report) -> dict[str, list[Any]]:
     """The items of each split; reports what is missing."""
-    builder.problems, builder.warnings = [], []
+    builder.findings = type(builder.findings)()
     items = builder.items()
-    if not builder.problems:
-        builder.problems += [f"The split {split} has no images." for split in items if not items[split]]
-    reporter.report("problem", builder.problems)
-    reporter.report("warning", builder.warnings)
-    reporter.report(
+    findings = builder.findings
+    if not findings.problems:
+        findings.problems += [f"The split {split} has no images." for split in items if not items[split]]
+    report.add("problem", findings.problems)
+    report.add("warning", findings.warnings)
+    report.add("note", findings.notes)
+    report.add(
         "warning",
         [
             f"The split {split} has {len(items[split])} images where the official one has {count}."
@@ -73,9 +75,9 @@ def _list_items(builder: SegmentationBuilder, reporter: _Reporter) -> dict[str, 
 
 
 def _check_items(
-    builder: SegmentationBuilder, items: dict[str, list[Any]], journal: Journal | None, reporter: _Reporter
-) -> tuple[dict[str, SplitStatistics], int]:
-    """Statistics of the items without problems, and the number of findings that were in the journal."""
+    builder: SegmentationBuilder, items: dict[str, list[Any]], journal: Journal | None, report: Report
+) -> _Checked:
+    """Checks all items; the statistics are of those without problems."""
 
     def check(item: Any) -> tuple[str | None, bool, Finding]:
         stamp = _stamp(builder, item) if journal else None
@@ -84,26 +86,89 @@ def _check_items(
             return stamp, True, known
         return stamp, False, builder.check(item)
 
-    statistics = {split: SplitStatistics(len(builder.NAMES)) for split in items}
-    total, num_resumed = sum(map(len, items.values())), 0
+    checked = _Checked({split: SplitStatistics(len(builder.NAMES)) for split in items})
     with (
         contextlib.ExitStack() as stack,
         no_native_noise(),
-        tqdm.tqdm(total=total, desc=f"checking {builder.name}", unit=" images", disable=None) as bar,
+        tqdm.tqdm(
+            total=sum(map(len, items.values())), desc=f"checking {builder.name}", unit=" images", disable=None
+        ) as bar,
     ):
         if journal:
             stack.callback(journal.flush)
         for split in items:
-            for stamp, is_known, finding in map_in_order(check, items[split]):
-                reporter.report("problem", finding.errors)
-                reporter.report("warning", finding.warnings)
+            for item, (stamp, is_known, finding) in zip(items[split], map_in_order(check, items[split])):
+                report.add("problem", finding.errors)
+                report.add("warning", finding.warnings)
+                checked.errors += finding.errors
                 if not finding.errors:
-                    statistics[split].add(finding)
+                    checked.statistics[split].add(finding)
+                    if finding.colors:
+                        checked.colors.append((item.label, finding.colors))
                     if journal and stamp and not is_known:
                         journal.add(stamp, finding)
-                num_resumed += is_known
+                checked.num_resumed += is_known
                 bar.update()
-    return statistics, num_resumed
+                if report.num_problems:
+                    bar.set_postfix(problems=report.num_problems, refresh=False)
+    return checked
+
+
+def _palettes_that_differ(labels: list[tuple[Path, Colors]]) -> list[FileProblem]:
+    """Labels, read by their indices, in whose palette a colour has another index than in an earlier label's."""
+    first: dict[int, tuple[int, Path]] = {}  # {colour: (index, label)}
+    problems = []
+    for path, colors in labels:
+        for color, index in colors:
+            known, earlier = first.setdefault(color, (index, path))
+            if known != index:
+                text = (
+                    f"has the colour #{color:06x} at the index {index} of its palette, but {earlier} at {known}: "
+                    "indices cannot mean classes in both. If colours do, write the colour of each class in "
+                    "config.data.folder.palette."
+                )
+                problems.append(FileProblem(path, text, "palettes differ"))
+                break
+    return problems
+
+
+def _classes_without_pixels(survey: Survey) -> list[str]:
+    warnings = []
+    for split, statistics in survey.statistics.items():
+        (absent,) = np.nonzero(statistics.pixels[:-1] == 0)
+        if not statistics.num_images:
+            continue
+        if len(absent) == len(survey.class_names):
+            warnings.append(f"The split {split} has no labelled pixel: it can neither be learnt from nor be scored.")
+        elif len(absent):
+            names = listed([survey.class_names[i] for i in absent], MAX_NAMES)
+            warnings.append(
+                f"The split {split} has no pixel of {len(absent)} of {len(survey.class_names)} classes: {names}."
+            )
+    return warnings
+
+
+def _images_in_two_splits(items: dict[str, list[Any]]) -> list[str]:
+    files = {split: {item.image for item in pairs if isinstance(item, Pair)} for split, pairs in items.items()}
+    shared = {(a, b): files[a] & files[b] for a, b in itertools.combinations(files, 2)}
+    return [f"{len(both)} images are in both {a} and {b}." for (a, b), both in shared.items() if both]
+
+
+def _notes(checked: _Checked, num_items: int) -> list[str]:
+    texts = {
+        "num_palettes": "labels of {} are palette images: their indices are used, not their colours.",
+        "num_by_color": "labels of {} are read by their colours, which config.data.folder.palette gives to classes.",
+        "num_turned": "images of {} are turned as their EXIF orientation says.",
+    }
+    notes = [
+        f"{getattr(split, field)} of {split.num_images} {text.format(name)}"
+        for name, split in checked.statistics.items()
+        for field, text in texts.items()
+        if getattr(split, field)
+    ]
+    if checked.num_resumed:
+        notes.append(f"{checked.num_resumed} of {num_items} images had been checked before.")
+    return notes
 
 
 def _stamp(builder: SegmentationBuilder, item: Any) -> str | None:

@@ -28,6 +28,14 @@ def is_palette(palette: Any, num_classes: int) -> bool:
     )
 
 
+def colors_of_named(classes: Sequence[str], palette: Sequence[Color]) -> tuple[Color, ...]:
+    """The colours of the classes that have a name, from those of all or of these; () if they are of neither."""
+    num_named = sum(map(bool, classes))
+    if is_palette(palette, len(classes)):
+        palette = [color for name, color in zip(classes, palette) if name]
+    return tuple((r, g, b) for r, g, b in palette) if is_palette(palette, num_named) else ()
+
+
 def distinct_colors(indices: Iterable[int]) -> tuple[Color, ...]:
     """The colours at these indices of Pascal VOC's colour map, all of them distinct."""
     return tuple((_voc_channel(index), _voc_channel(index >> 1), _voc_channel(index >> 2)) for index in indices)

@@ -41,7 +41,7 @@ def evaluate_checkpoint(
         raise UserError(f"--checkpoint={checkpoint} does not exist; give a run's workdir or a .pth file.")
     compiler.enable_cache()
     mesh = sharding.make_mesh(config.mesh)
-    data = open_data(config, mesh)
+    data = open_data(config, mesh, config.data.eval_split)
     model, settings = create_model(config.model), inference_settings(config, setting == "tta")
     resume_hint = "where it stopped"
     with translating_disk_and_memory_errors(f"The evaluation in {output}", "--output", resume_hint, MEMORY_ADVICE):

@@ -15,10 +15,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from isnet_jax.config import inference_settings
+from isnet_jax.datasets import decoding
 from isnet_jax.errors import UserError, printable, translating_disk_and_memory_errors
 from isnet_jax.evaluation import pictures
 from isnet_jax.evaluation.predictor import Predictor, Task, class_names_and_palette, load
-from isnet_jax.input import decoding
 from isnet_jax.runtime import files, sharding
 from isnet_jax.runtime.console import say
 from isnet_jax.runtime.threads import map_in_order

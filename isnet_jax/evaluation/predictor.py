@@ -16,10 +16,10 @@ from isnet_jax import config as configs
 from isnet_jax import datasets
 from isnet_jax.checkpoints.manager import CONFIG_FILE, read_config
 from isnet_jax.checkpoints.pretrained import load_network
-from isnet_jax.datasets import tables
+from isnet_jax.datasets import decoding, tables
 from isnet_jax.errors import UserError
 from isnet_jax.evaluation import inference
-from isnet_jax.input import buckets, decoding
+from isnet_jax.input import buckets
 from isnet_jax.input.photometry import normalize
 from isnet_jax.input.resizing import resize, target_size, use_one_opencv_thread
 from isnet_jax.models.isnet import ISNet, create_model
@@ -103,7 +103,7 @@ def class_names_and_palette(config: ConfigDict) -> tuple[Sequence[str], Sequence
     try:
         if data.name == "folder":
             names = [name for name in data.folder.classes if name]
-            palette = data.folder.palette if tables.is_palette(data.folder.palette, count) else default_palette
+            palette = tables.colors_of_named(data.folder.classes, data.folder.palette) or default_palette
         else:
             module, _, name = datasets.CLASSES[data.name].partition(".")
             builder = getattr(importlib.import_module(f"isnet_jax.datasets.{module}"), name)

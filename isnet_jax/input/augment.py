@@ -136,15 +136,16 @@ def augment(
     config: ConfigDict,
     image: np.ndarray,
     label: np.ndarray,
+    upright: bool = False,
 ) -> tuple[int, int, int, int]:
     """Writes one training example to the centre of `image` and `label`, and returns its (top, left, height, width).
 
     image_data, label_data: the encoded files. key: (seed, epoch, index), which determines every random number. config:
     `config.augment`. image uint8 (ch, cw, 3), all 0, and label uint8 (ch, cw), all 255, have the crop size; the example
-    may be smaller. Raises whatever the decoders raise.
+    may be smaller. upright: whether EXIF orientation is applied. Raises whatever the decoders raise.
     """
     new_label, plan = augment_label(decode_label(label_data), generator(key), config)
-    new_image = augment_image(decode_image(image_data, plan.source_region), plan)
+    new_image = augment_image(decode_image(image_data, plan.source_region, upright=upright), plan)
     (height, width), (crop_height, crop_width) = new_label.shape, label.shape
     top, left = (crop_height - height) // 2, (crop_width - width) // 2
     image[top : top + height, left : left + width] = new_image

@@ -28,7 +28,7 @@ class Data:
         self.class_names: list[str] = list(metadata["names"])
         self.palette: list[list[int]] = [list(map(int, color)) for color in metadata["palette"]]
         self.evaluation: Records = pipeline.open_split(builder, config.data.eval_split)
-        self.image_names, *sides = zip(*metadata["examples"][config.data.eval_split])
+        self.image_names, *sides = zip(*pipeline.split_examples(builder, config.data.eval_split))
         self.eval_sizes = pipeline.eval_sizes(np.stack(sides, axis=1).tolist(), config)
         self.eval_batch_size = sharding.eval_batch_size(min(config.test.batch_size, len(self.evaluation)), mesh)
         self._bucket_cost = CPU_COMPILATION if mesh.devices.flat[0].platform == "cpu" else 0
@@ -37,6 +37,17 @@ class Data:
     def training(self) -> Records:
         """The training split; raises UserError naming the valid ones."""
         return pipeline.open_split(self.builder, self.config.data.train_split)
+
+    def require_labels(self, split: str) -> None:
+        """Raises UserError if no pixel of a split is labelled."""
+        pixels = self.builder.info.metadata.get("pixels", {})  # earlier versions did not count them
+        parts = pipeline.split_parts(split)
+        if all(part in pixels for part in parts) and not any(any(pixels[part][:-1]) for part in parts):
+            raise UserError(
+                f"No pixel of the split {split} of {self.config.data.name} is labelled: nothing can be learnt from "
+                "it, and no prediction be scored. Check its labels, or choose another config.data.train_split or "
+                "config.data.eval_split."
+            )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -54,13 +65,14 @@ class Data:
         return pipeline.eval_plan(self.eval_sizes, self.eval_batch_size, max_buckets, done, self._bucket_cost)
 
 
-def open_data(config: ConfigDict, mesh: Mesh) -> Data:
-    """Opens the data set of `config.data`, and prepares it first if needed.
+def open_data(config: ConfigDict, mesh: Mesh, *splits: str) -> Data:
+    """Opens the data set of `config.data`, and prepares it first if needed, with these `splits` at least.
 
     Raises UserError if it cannot be prepared or opened, or has another number of classes than `config.model`.
     """
     data = config.data
-    builder = datasets.load(data.name, data.data_dir, data.source, data.folder)
+    needed = [part for split in splits for part in pipeline.split_parts(split)]
+    builder = datasets.load(data.name, data.data_dir, data.source, data.folder, needed)
     num_classes = len(builder.info.metadata["names"])
     if config.model.num_classes != num_classes:
         raise UserError(

@@ -77,15 +77,32 @@ def _close_all() -> None:
         batches.close()
 
 
+def split_parts(split: str) -> tuple[str, ...]:
+    """The splits that a name such as "train+val" joins."""
+    return tuple(part.strip() for part in split.split("+"))
+
+
 def open_split(builder: tfds.core.DatasetBuilder, split: str) -> Records:
-    """The examples of a split, with image and label encoded; raises UserError naming the valid splits."""
-    if split not in builder.info.splits:
+    """The examples of a split, or of several as in "train+val", with image and label encoded.
+
+    Raises UserError naming the valid splits.
+    """
+    parts = split_parts(split)
+    if len(set(parts)) < len(parts) or not set(parts) <= set(builder.info.splits):
         raise UserError(
-            f"The data set {builder.name} has no split {split!r}; config.data.train_split and "
-            f"config.data.eval_split must be among {', '.join(builder.info.splits)}."
+            f"The data set {builder.name} has no split {split!r}; config.data.train_split and config.data.eval_split "
+            f"must be among {', '.join(builder.info.splits)}, or several joined by +. If its files are there, "
+            "isnet_jax.prepare --overwrite prepares all splits."
         )
-    names = [name for name, *_ in builder.info.metadata["examples"][split]]
-    return Records(builder.as_data_source(split, decoders=ENCODED), names, f"{builder.data_path} ({split})")
+    source = builder.as_data_source("+".join(parts), decoders=ENCODED)
+    names = [name for name, *_ in split_examples(builder, split)]
+    upright = builder.info.metadata.get("upright", False)  # earlier versions never turned images
+    return Records(source, names, f"{builder.data_path} ({split})", upright)
+
+
+def split_examples(builder: tfds.core.DatasetBuilder, split: str) -> list[tuple[str, int, int]]:
+    """(name, height, width) of the examples that `open_split` gives."""
+    return [tuple(example) for part in split_parts(split) for example in builder.info.metadata["examples"][part]]
 
 
 def steps_per_epoch(num_examples: int, config: ConfigDict) -> int:
@@ -131,7 +148,7 @@ def train_batches(source: Records, config: ConfigDict, start: int, stop: int, ro
             key = config.seed, epoch, index
             with source.decoding(index):
                 windows[i] = augment.augment(
-                    example["image"], example["label"], key, config.augment, images[i], labels[i]
+                    example["image"], example["label"], key, config.augment, images[i], labels[i], source.upright
                 )
         return images, labels, windows, indices
 
@@ -245,7 +262,8 @@ def eval_batches(source: Records, config: ConfigDict, plan: Sequence[EvalBatch],
                 continue
             example = source[index]
             with source.decoding(index):
-                image, label = augment.decode_image(example["image"]), augment.decode_label(example["label"])
+                image = augment.decode_image(example["image"], upright=source.upright)
+                label = augment.decode_label(example["label"])
                 if config.test.resize:
                     height, width = label.shape
                     image = resize(image, target_size(height, width, config.test.resize, config.test.keep_ratio))

@@ -26,9 +26,14 @@ class Source(Protocol):
 class Records:
     """Examples by index: dicts with `image` and `label`, encoded. Safe to read from many threads at once."""
 
-    def __init__(self, source: Source, names: Sequence[str] | None = None, place: str = "memory"):
-        """names: of the examples; place: where they are; both for messages."""
-        self._source, self._names, self._place = source, names, place
+    def __init__(
+        self, source: Source, names: Sequence[str] | None = None, place: str = "memory", upright: bool = False
+    ):
+        """names: of the examples; place: where they are; both for messages.
+
+        upright: whether EXIF orientation is applied to the images.
+        """
+        self._source, self._names, self._place, self.upright = source, names, place, upright
 
     def __len__(self) -> int:
         return len(self._source)

@@ -13,13 +13,18 @@ from typing import BinaryIO
 
 from PIL import Image
 
+from isnet_jax.runtime import jpeg
+
 MAX_PIXELS, MAX_SIDE = 100_000_000, 65_500  # libjpeg's own limit on a side
 MAX_BYTES = 9 * MAX_PIXELS  # of a file: 16 bits with alpha take 8 bytes a pixel
 MAX_SCANS = 100  # of a JPEG, each a pass over all pixels; encoders write about ten
 MAX_RUN_LENGTH_PIXELS = 10_000_000  # of a run-length encoded BMP, which Pillow decodes in Python
 PIXEL_CHUNKS = b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"  # the PNG chunks that pixels depend on
-PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"  # signatures
-TOO_LARGE = f"has more than {MAX_PIXELS // 10**6} megapixels or a side of more than {MAX_SIDE} pixels, the limits"
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", jpeg.START  # signatures
+TOO_LARGE = (
+    f"has more than {MAX_PIXELS // 10**6} megapixels or a side of more than {MAX_SIDE} pixels, the limits: cut it into "
+    "tiles"
+)
 
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS takes its place
 
@@ -75,7 +80,7 @@ def decodable(data: bytes) -> bytes:
     """
     try:
         if data.startswith(JPEG):
-            check_size(*_jpeg_size(data))
+            check_size(*jpeg.size(data))
             check_scans(data)
             return data
         if not data.startswith(PNG) or data[12:16] != b"IHDR" or len(data) < 33:
@@ -87,28 +92,9 @@ def decodable(data: bytes) -> bytes:
 
 
 def check_scans(data: bytes) -> None:
-    """Raises TooLarge for a JPEG with too many scans; the marker of a scan cannot occur inside one."""
-    if data.count(b"\xff\xda") > MAX_SCANS:
+    """Raises TooLarge for a JPEG with too many scans, and ValueError for a damaged one."""
+    if jpeg.has_more_scans(data, MAX_SCANS):
         raise TooLarge(f"has more than {MAX_SCANS} scans, the limit")
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-    """Width and height, found the way libjpeg finds them, so that both agree; raises ValueError."""
-    at = len(JPEG)
-    while True:
-        at = data.find(b"\xff", at)
-        while 0 <= at < len(data) and data[at] == 0xFF:
-            at += 1
-        if at < 0 or at + 8 > len(data):
-            raise ValueError("it is a JPEG image without a header")
-        kind, at = data[at], at + 1
-        if kind in range(0xC0, 0xD0) and kind not in (0xC4, 0xC8, 0xCC):  # SOF; the three hold tables and extensions
-            height, width = struct.unpack_from(">HH", data, at + 3)
-            return width, height
-        if kind in (0xD8, 0xD9, 0xDA):  # a start, the end or a scan before any SOF
-            raise ValueError("it is a damaged JPEG image")
-        if kind not in (0x00, 0x01, *range(0xD0, 0xD8)):  # these have no content
-            at += max(struct.unpack_from(">H", data, at)[0], 2)
 
 
 def _pixel_chunks(data: bytes) -> bytes:

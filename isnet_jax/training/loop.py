@@ -53,7 +53,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, dic
     resume_hint = "from the last checkpoint"
     with translating_disk_and_memory_errors(f"The run in {workdir}", "--workdir", resume_hint, MEMORY_ADVICE):
         mesh = sharding.training_mesh(config)
-        data = open_data(config, mesh)
+        data = open_data(config, mesh, config.data.train_split, config.data.eval_split)
+        for split in config.data.train_split, config.data.eval_split:
+            data.require_labels(split)
         model, schedule = create_model(config.model), make_schedule(config.train, data.total_steps)
         optimizer = make_optimizer(config.train, schedule)
         with contextlib.ExitStack() as stack:

@@ -53,14 +53,14 @@ def source(tmp_path: Path) -> Path:
 @pytest.fixture
 def checked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the pairs that are checked from now on, and not taken from the journal."""
-    from isnet_jax.datasets import common
+    from isnet_jax.datasets.folder_builder import FolderBuilder
 
     names: list[str] = []
-    check: Callable = common.FolderBuilder.check
+    check: Callable = FolderBuilder.check
 
     def spy(self, pair):
         names.append(pair.name)
         return check(self, pair)
 
-    monkeypatch.setattr(common.FolderBuilder, "check", spy)
+    monkeypatch.setattr(FolderBuilder, "check", spy)
     return names

@@ -5,7 +5,7 @@ import io
 
 import numpy as np
 import pytest
-from data_sets import write_palette_label
+from data_sets import expanded, write_palette_label
 from PIL import Image
 
 from isnet_jax import datasets
@@ -28,7 +28,7 @@ def refused_twice(tree, *parts):
         assert not (data_dir / "camvid/1.0.0").exists() and not list(data_dir.glob("camvid/incomplete*"))
         problems = [line for line in reported.getvalue().splitlines() if line.startswith("problem: ")]
         attempts.append([*problems, str(error.value)])
-    assert attempts[0] == attempts[1]
+    assert [*map(expanded, attempts[0])] == [*map(expanded, attempts[1])]
     for part in parts:
         assert str(part) in "\n".join(attempts[0]), attempts[0]
     return attempts[0][:-1]
@@ -65,7 +65,7 @@ def test_survey_refuses_truncated_files(tree, keep):
 
 def test_survey_refuses_a_file_that_is_not_an_image(tree):
     (tree / "train/images/a.jpg").write_text("hello")
-    refused_twice(tree, "1 problem,", "train/images/a.jpg is not a readable JPEG or PNG file")
+    refused_twice(tree, "1 problem,", "train/images/a.jpg is not a readable JPEG, PNG, WEBP")
 
 
 @pytest.mark.parametrize("side", [10_001, 20_000])  # below and above Pillow's own limit
@@ -82,17 +82,12 @@ def test_survey_refuses_a_label_of_another_size(tree):
 
 def test_survey_refuses_a_colour_label(tree):
     Image.open(tree / "val/labels/a.png").convert("RGB").save(tree / "val/labels/a.png")
-    refused_twice(tree, "val/labels/a.png is a colour image (RGB)")
+    refused_twice(tree, "val/labels/a.png is a colour image with 12 colours")
 
 
 def test_survey_refuses_a_jpeg_label(tree):
     Image.new("L", (30, 20)).save(tree / "val/labels/a.png", "JPEG")
-    refused_twice(tree, "val/labels/a.png is not a readable PNG file")
-
-
-def test_survey_refuses_an_image_of_16_bits(tree):
-    Image.fromarray(np.zeros((20, 30), np.uint16)).save(tree / "test/images/a.png")
-    refused_twice(tree, "test/images/a.png has more than 8 bits a channel")
+    refused_twice(tree, "val/labels/a.png is a JPEG, whose compression changes the values")
 
 
 @pytest.mark.parametrize("value", [12, 255])
@@ -108,5 +103,7 @@ def test_survey_lists_every_problem(tree):
     for i in range(30):
         (tree / f"val/images/x{i:02d}.png").write_bytes(b"")
         write_palette_label(tree / f"val/labels/x{i:02d}.png", np.zeros((20, 30)))
-    lines = refused_twice(tree, "has 30 problems")
-    assert lines == [f"problem: {tree}/val/images/x{i:02d}.png is empty." for i in range(30)]
+    (line,) = refused_twice(tree, "has 30 problems")
+    text = f"problem: {tree}/val/images/x00.png is empty. The same holds for x01.png, x02.png and 27 more; "
+    assert line.startswith(text)
+    assert expanded(line) == [f"problem: {tree}/val/images/x{i:02d}.png is empty." for i in range(30)]

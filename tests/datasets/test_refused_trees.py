@@ -10,7 +10,7 @@ from isnet_jax import datasets
 
 REFUSED = {  # the part that is removed, and parts of the message
     "ade20k": [
-        ("images/validation/b.jpg", ["There is no file TREE/images/validation/*{.jpg,.jpeg,.png}"]),
+        ("images/validation/b.jpg", ["There is no file TREE/images/validation/*{.jpg,.png,...}"]),
         ("annotations/training", ["The folder TREE/annotations/training is missing."]),
         ("annotations", ["TREE/annotations/training is", "TREE/annotations/validation is"]),
     ],
@@ -20,14 +20,14 @@ REFUSED = {  # the part that is removed, and parts of the message
     ],
     "coco_stuff10k": [
         ("annotations/b.mat", ["TREE/annotations/*.mat that imageLists/test.txt lists"]),
-        ("images/a.jpg", ["TREE/images/*{.jpg,.jpeg,.png} that imageLists/train.txt lists"]),
+        ("images/a.jpg", ["TREE/images/*{.jpg,.png,...} that imageLists/train.txt lists"]),
         ("imageLists/test.txt", ["TREE/imageLists/test.txt cannot be read (No such file"]),
         ("images", ["TREE/images is missing"]),
     ],
     "coco_stuff164k": [("annotations", ["annotations/train2017 is missing", "annotations/val2017 is missing"])],
     "lip": [
         ("val_segmentations", ["The folder TREE/val_segmentations is missing"]),
-        ("train_images/a.jpg", ["TREE/train_images/*{.jpg,.jpeg,.png} that train_id.txt lists"]),
+        ("train_images/a.jpg", ["TREE/train_images/*{.jpg,.png,...} that train_id.txt lists"]),
     ],
 }
 ILLEGAL_VALUES = {"ade20k": 151, "cityscapes": 34, "coco_stuff10k": 183, "coco_stuff164k": 182, "lip": 20}
@@ -77,4 +77,4 @@ def test_survey_reports_an_annotation_without_image(samples, tmp_path):
     path = samples.root / "extras/ade20k/orphan_annotation/ADE_train_00000970.png"
     tree = write_smallest_tree("ade20k", tmp_path / "tree")
     link({tree / "annotations/training" / path.name: path})
-    refusal("ade20k", tree, "ADE_train_00000970.png has no image ADE_train_00000970{.jpg,.jpeg,.png}")
+    refusal("ade20k", tree, "ADE_train_00000970.png has no image ADE_train_00000970{.jpg,.png,...}")

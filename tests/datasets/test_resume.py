@@ -18,9 +18,9 @@ from isnet_jax.errors import UserError
 # Runs the command slowly, with few findings per journal file, and logs the names of the pairs that it checks.
 DRIVER = """
 import runpy, sys, time
-from isnet_jax.datasets import common, journal
+from isnet_jax.datasets import folder_builder, journal
 journal.CHUNK = 8
-builder, log = common.FolderBuilder, sys.argv.pop(1)
+builder, log = folder_builder.FolderBuilder, sys.argv.pop(1)
 check, image = builder.check, builder.image
 def slow_check(self, pair):
     with open(log, 'a') as file:

@@ -22,9 +22,9 @@ from small_run import run_inside, unwrapped
 from isnet_jax import config, create_model
 from isnet_jax.checkpoints import pretrained, torch_names
 from isnet_jax.checkpoints.manager import save_variables
+from isnet_jax.datasets import decoding
 from isnet_jax.errors import UserError
 from isnet_jax.evaluation import inference, prediction_files, predictor
-from isnet_jax.input import decoding
 from isnet_jax.input.photometry import normalize
 from isnet_jax.input.resizing import resize, target_size
 from isnet_jax.runtime.files import atomic_write_text

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from readers.base import Reader, Refused
-from readers.samples import jpegs, pngs, webps_and_bmps
+from readers.samples import jpegs, others, pngs, tiffs, webps_and_bmps
 
 
 class Photographs(Reader):
@@ -18,10 +18,10 @@ class Photographs(Reader):
     mutate = staticmethod(mutations.mutate_image)
 
     def make_seeds(self) -> list[bytes]:
-        return [*jpegs(), *pngs(), *webps_and_bmps()]
+        return [*jpegs(), *pngs(), *webps_and_bmps(), *list(tiffs())[:6], *others()]
 
     def read(self, content: bytes) -> None:
-        from isnet_jax.input import decoding
+        from isnet_jax.datasets import decoding
 
         path = self.write("photo.jpg", content)
         header = decoding.read_header(path)
@@ -35,16 +35,16 @@ class DataImages(Reader):
     mutate = staticmethod(mutations.mutate_image)
 
     def make_seeds(self) -> list[bytes]:
-        return [*jpegs(), *pngs()]
+        return [*jpegs(), *pngs(), *webps_and_bmps(), *list(tiffs())[:6], *others()]
 
     def read(self, content: bytes) -> None:
         from isnet_jax.datasets import image_files
 
-        size, orientation, errors = image_files.check_image(self.write("image.png", content))
+        path = self.write("image.png", content)
+        size, orientation, _ = image_files.check_image(path)
         assert len(size) == 2 and min(size) > 0 and isinstance(orientation, int)
-        if errors:
-            raise Refused(" ".join(errors))
-        assert image_files.decode_image(content).shape == (*size, 3)  # what is accepted can be decoded in training
+        record = image_files.record_image(path, upright=False)
+        assert image_files.decode_image(record).shape == (*size, 3)  # what is accepted can be decoded in training
 
 
 class DataLabels(Reader):
@@ -53,17 +53,21 @@ class DataLabels(Reader):
     mutate = staticmethod(mutations.mutate_image)
 
     def make_seeds(self) -> list[bytes]:
-        return list(pngs())[2:]
+        return [*list(pngs())[2:], *list(tiffs())[:6], *list(webps_and_bmps())[3:]]
 
     def read(self, content: bytes) -> None:
-        from isnet_jax.datasets import image_files
+        from isnet_jax.datasets import image_files, label_files, label_values
 
         path = self.write("label.png", content)
-        size = image_files.label_size(path)
-        assert image_files.is_palette(path) in (True, False)
-        label = image_files.read_index_label(path)
-        assert label.shape == size
-        ids = image_files.to_train_ids(label, np.r_[np.arange(250) % 200, [-1] * 5, 255], path)
+        label = label_files.read_label(path)
+        assert label.shape == label_files.label_size(path)
+        table, colors = np.r_[np.arange(250) % 200, [-1] * 5, 255], {color: color % 7 for color in range(0, 2**24, 999)}
+        label_values.evidence(label, table, colors)
+        if label.palette is not None:
+            assert label_values.used_palette(label) is not None
+        if label.values is None:
+            raise Refused("it is a colour image")
+        ids = label_values.values_to_ids(label.values, table, path)
         assert image_files.count_ids(ids, 200).sum() == ids.size
         assert np.array_equal(image_files.decode_label(image_files.encode_label(ids)), ids)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from containers import join_png, split_png
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, features
 
 ORIENTATION, MAKER = 274, 271  # EXIF tags
 
@@ -61,6 +61,29 @@ def pngs() -> Iterator[bytes]:
     yield encode(photo.convert("RGBA"), "PNG")
     yield encode(Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 250), "PNG")
     yield encode(photo, "PNG", save_all=True, append_images=[noise(13, 18, 1)])
+
+
+def tiffs() -> Iterator[bytes]:
+    """TIFFs: of each mode and compression that data sets have, some turned, one of two pages."""
+    photo, exif = noise(15, 21), Image.Exif()
+    exif[ORIENTATION] = 8
+    yield encode(photo, "TIFF", exif=exif)
+    yield encode(photo.convert("P"), "TIFF", compression="tiff_lzw")
+    yield encode(photo.convert("L"), "TIFF", compression="tiff_adobe_deflate")
+    yield encode(photo.convert("1"), "TIFF", compression="packbits")
+    yield encode(photo, "TIFF", compression="jpeg")
+    yield encode(Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 250), "TIFF")
+    yield encode(photo.convert("F"), "TIFF")
+    yield encode(photo, "TIFF", save_all=True, append_images=[noise(15, 21, 1)])
+
+
+def others() -> Iterator[bytes]:
+    """GIFs, still and animated, and an AVIF where Pillow writes one."""
+    photo = noise(15, 21)
+    yield encode(photo, "GIF")
+    yield encode(photo, "GIF", save_all=True, append_images=[noise(15, 21, 1)])
+    if features.check("avif"):
+        yield encode(photo, "AVIF")
 
 
 def webps_and_bmps() -> Iterator[bytes]:

@@ -19,10 +19,10 @@ from readers.samples import encode, jpegs, noise
 
 from isnet_jax import config, datasets
 from isnet_jax.checkpoints import pth
-from isnet_jax.datasets import image_files, mat
+from isnet_jax.datasets import decoding, image_files, label_files, mat
 from isnet_jax.errors import UserError
-from isnet_jax.input import decoding, pipeline
-from isnet_jax.runtime import files, limits
+from isnet_jax.input import pipeline
+from isnet_jax.runtime import files, jpeg, limits
 from isnet_jax.runtime.threads import map_in_order
 
 READ_ALL_BOMBS = """
@@ -184,9 +184,9 @@ def test_jpeg_size_agrees_with_tensorflow():
     import tensorflow as tf
 
     for data in jpegs():
-        for jpeg in data, data[:2] + b"\xff\xff\xff" + data[3:], data[:2] + b"junk\xff\x00\xff\xd0" + data[2:]:
-            height, width, _ = tf.io.extract_jpeg_shape(jpeg).numpy()
-            assert limits._jpeg_size(jpeg) == (width, height)
+        for variant in data, data[:2] + b"\xff\xff\xff" + data[3:], data[:2] + b"junk\xff\x00\xff\xd0" + data[2:]:
+            height, width, _ = tf.io.extract_jpeg_shape(variant).numpy()
+            assert jpeg.size(variant) == (width, height)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_jpeg_size_agrees_with_tensorflow():
         lambda path: decoding.decode(path, None),
         lambda path: pth.load(path),
         lambda path: image_files.check_image(path),
-        lambda path: image_files.read_index_label(path),
+        lambda path: label_files.read_label(path),
         lambda path: mat.read_mat(path, "S"),
         lambda path: files.read_json(path),
         lambda path: files.read_arrays(path, "a"),
@@ -223,7 +223,7 @@ def test_readers_refuse_pipes_and_devices(tmp_path, read):
 
 def test_bounds_need_no_tensorflow_jax_or_scipy():
     code = (
-        "import sys, isnet_jax.input.decoding, isnet_jax.runtime.files, isnet_jax.checkpoints.pth; "
+        "import sys, isnet_jax.datasets.decoding, isnet_jax.runtime.files, isnet_jax.checkpoints.pth; "
         "assert not {'tensorflow', 'jax', 'scipy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
