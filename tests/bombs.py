@@ -41,6 +41,18 @@ def huge_bmp(width: int, height: int, runs: bytes = b"") -> bytes:
     return b"BM" + struct.pack("<IHHI", 1078 + len(runs), 0, 0, 1078) + header + bytes(1024) + runs
 
 
+def huge_tiff(width: int, height: int, tile: int = 0, compression: int = 8) -> bytes:
+    """A grey TIFF that declares this size, and tiles of tile x tile if that is not 0, around 1000 bytes of pixels."""
+    pixels = zlib.compress(bytes(1000))
+    place = {322: tile, 323: tile, 324: 8, 325: len(pixels)} if tile else {273: 8, 278: height, 279: len(pixels)}
+    tags = {256: width, 257: height, 258: 8, 259: compression, 262: 1, 277: 1, **place}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    start = 8 + len(pixels) + len(pixels) % 2
+    return (
+        (b"II*\0" + struct.pack("<I", start) + pixels).ljust(start) + struct.pack("<H", len(tags)) + entries + bytes(4)
+    )
+
+
 def compressed_zeros(megabytes: int, level: int = 1) -> bytes:
     """A zlib stream of zeros, made one megabyte at a time: the tests measure the memory of this process."""
     compressor = zlib.compressobj(level)
@@ -107,16 +119,20 @@ def _image_bombs() -> Iterator[tuple[str, str, Any]]:
         yield "DataLabels", what, image
         yield "Records", f"image {what}", (image, label_png(), 0)
         yield "Records", f"label {what}", (photo, image, 0)
+        yield "Photographs", what, image
     for what, image in {
-        **images,
-        **texts,
         "webp": huge_webp(animated=False),
         "animated": huge_webp(),
         "bmp": huge_bmp(60_000, 60_000),
         "thin bmp": huge_bmp(2**31 - 1, 1),
         "runs": huge_bmp(65_500, 1_526, b"\1\0\0\0" * 1_526),
+        "tiff": huge_tiff(60_000, 60_000),
+        "tile": huge_tiff(18, 13, 65_504),
+        "lzw tile": huge_tiff(18, 13, 65_504, 5),
+        "gif": b"GIF89a" + struct.pack("<HH", 60_000, 60_000) + bytes(40),
     }.items():
         yield "Photographs", what, image
+        yield "DataImages", what, image
     long_chunk = photo[:33] + struct.pack(">I", 2**31 - 1) + b"abcd" + bytes(40)
     for what, data in {
         "claims": long_chunk,

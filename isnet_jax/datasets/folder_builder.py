@@ -65,12 +65,13 @@ class FolderBuilder(SegmentationBuilder):
             size, orientation, num_bytes = image_files.check_image(pair.image)
         except UserError as error:
             errors.append(error)
+            size = image_files.read_size(pair.image)
         try:
             label = self.read_label(pair.label)
             ids = self._to_train_ids(label, pair.label)
         except UserError as error:
             errors.append(error)
-        label_size = label_files.label_size(pair.label) if label is None else label.shape
+        label_size = image_files.read_size(pair.label, label_files.FORMATS) if label is None else label.shape
         if size and label_size and self._size(size, orientation) != label_size:
             errors.append(self._size_problem(pair, size, label_size, orientation))
         if errors or size is None or ids is None or label is None:

@@ -43,6 +43,15 @@ def open_image(path: Path, formats: tuple[str, ...]) -> tuple[bytes, Image.Image
     return data, image
 
 
+def read_size(path: Path, formats: tuple[str, ...] = decoding.FORMATS) -> tuple[int, int] | None:
+    """(height, width) of the stored image in a file's header, or None if it cannot be read."""
+    try:
+        _, image = open_image(path, formats)
+    except FileProblem:
+        return None
+    return image.height, image.width
+
+
 def check_image(path: Path) -> tuple[tuple[int, int], int, int]:
     """Decodes an image of any format and colour mode, as training will, to prove that it is intact.
 
@@ -101,13 +110,12 @@ def decode_image(
     format.
     """
     hide_accelerators()
-    orientation = 1
+    orientation, original, data = 1, data, limits.decodable(data)
     if upright:
-        image = limits.open_image(io.BytesIO(data), ("JPEG", "PNG"))
-        orientation = decoding.read_orientation(image, io.BytesIO(data))
+        image = limits.open_image(io.BytesIO(original), ("JPEG", "PNG"))
+        orientation = decoding.read_orientation(image, io.BytesIO(original))
         if region is not None:
             region = decoding.stored_region(region, (image.height, image.width), orientation)
-    data = limits.decodable(data)
     if not data.startswith(limits.JPEG):
         pixels = _to_numpy(tf.io.decode_png(data, channels=3))
         if region is not None:

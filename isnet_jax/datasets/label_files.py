@@ -9,7 +9,6 @@ from PIL import Image
 
 from isnet_jax.datasets import decoding, image_files
 from isnet_jax.datasets.problems import FileProblem
-from isnet_jax.errors import UserError
 from isnet_jax.runtime import limits
 
 FORMATS = ("PNG", "TIFF", "BMP")
@@ -88,12 +87,3 @@ def _whole_numbers(values: np.ndarray, path: Path) -> np.ndarray:
     if not (np.isfinite(values).all() and (values == values.round()).all() and (abs(values) < 2**31).all()):
         raise FileProblem(path, "holds numbers that are not whole: labels must hold the values of classes.")
     return values.astype(np.int32)
-
-
-def label_size(path: Path) -> tuple[int, int] | None:
-    """(height, width) in the header of a label file, or None if it cannot be read."""
-    try:
-        _, image = image_files.open_image(path, FORMATS)
-    except UserError:
-        return None
-    return image.height, image.width

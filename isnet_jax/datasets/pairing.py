@@ -62,31 +62,31 @@ def find_pairs(
         return []
     try:
         found_images, found_labels = _separate(image_pattern, label_pattern)
-        listed = None
+        names_listed = None
         if list_file:
-            listed = _listed_names(source / list_file, image_pattern, label_pattern, found_images + found_labels)
+            names_listed = _listed_names(source / list_file, image_pattern, label_pattern, found_images + found_labels)
     except (OSError, UnicodeDecodeError) as error:
         path, reason = getattr(error, "filename", source / str(list_file)), getattr(error, "strerror", None) or error
         findings.problems.append(f"{path} cannot be read ({reason}).")
         return []
-    image_files = _by_name(found_images, listed, findings)
-    label_files_ = _by_name(found_labels, listed, findings)
-    for pattern, files in ((image_pattern, image_files), (label_pattern, label_files_)):
+    image_files = _by_name(found_images, names_listed, findings)
+    labels_by_name = _by_name(found_labels, names_listed, findings)
+    for pattern, files in ((image_pattern, image_files), (label_pattern, labels_by_name)):
         if not files:
             findings.problems.append(_nothing_found(pattern, list_file, pattern is label_pattern))
             return []
-    for line in sorted(set(listed or {}) - image_files.keys() - label_files_.keys()):
+    absent = sorted(set(names_listed or {}) - image_files.keys() - labels_by_name.keys())
+    if absent:
+        names = listed([name[-1] for name in absent])
         findings.problems.append(
-            FileProblem(
-                source / str(list_file), f"lists {line[-1]}, but there is no {image_pattern.example(*line)}.", "lists"
-            )
+            f"{source / str(list_file)} lists {names}, but there is no {image_pattern.example(*absent[0])}."
         )
-    _report_unpaired(image_pattern, label_pattern, image_files, label_files_, findings)
-    if listed is None:
-        _report_deeper(image_pattern, findings)
-    paired = sorted(image_files.keys() & label_files_.keys())
-    names = _record_names(paired)
-    return [Pair(names[name], image_files[name], label_files_[name]) for name in paired]
+    _report_unpaired(image_pattern, label_pattern, image_files, labels_by_name, findings)
+    if names_listed is None:
+        _report_left_out(image_pattern, {path for _, path in found_images + found_labels}, findings)
+    paired = sorted(image_files.keys() & labels_by_name.keys())
+    record_names = _record_names(paired)
+    return [Pair(record_names[name], image_files[name], labels_by_name[name]) for name in paired]
 
 
 def locate(source: Path, *places: str) -> str:
@@ -187,15 +187,21 @@ def _report_unpaired(
         findings.notes.append(f"{number} files *{ending} in {labels.folder} are passed over: they are of other tools.")
 
 
-def _report_deeper(images: Pattern, findings: Findings) -> None:
-    deeper = images.deeper_files()
+def _report_left_out(images: Pattern, matched: set[Path], findings: Findings) -> None:
+    """Tells how many images no pattern matches; `matched`: the files that one does."""
+    left_out = [path for path in images.files_below(decoding.SUFFIXES) if path not in matched]
+    deeper = [path for path in left_out if images.is_deeper(path)]
+    others = [path for path in left_out if not images.is_deeper(path)]
     if deeper:
         shown = listed([str(path.relative_to(images.folder)) for path in deeper])
         findings.warnings.append(
             f"{len(deeper)} images lie in deeper folders of {images.folder} than {images.text} reaches, and are left "
-            f"out: {shown}. Two stars stand for folders of any depth: images/**/*.jpg, "
-            "for instance, and the same for the labels."
+            f"out: {shown}. Two stars stand for folders of any depth: images/**/*.jpg, for instance, and the same for "
+            "the labels."
         )
+    if others:
+        shown = listed([str(path.relative_to(images.folder)) for path in others])
+        findings.notes.append(f"{len(others)} images in {images.folder} do not match {images.text}: {shown}.")
 
 
 def _record_names(names: Sequence[Name]) -> dict[Name, str]:

@@ -42,16 +42,17 @@ class Pattern:
         parts = [re.sub(r"\*+", lambda star: next(stars, star[0]), part) for part in self.parts]
         return self.folder.joinpath(*filter(None, parts[:-1]), parts[-1] + self.shown_suffix)
 
-    def deeper_files(self) -> list[Path]:
-        """Files of the pattern's suffixes in deeper folders than it reaches, hidden ones aside, sorted."""
-        if "**" in self.parts:
-            return []
-        suffixes, found = self.suffixes or (Path(self.parts[-1]).suffix.lower(),), []
+    def files_below(self, suffixes: tuple[str, ...]) -> list[Path]:
+        """All files of these suffixes below the first star, hidden ones aside, sorted. Links are not followed."""
+        found = []
         for folder, folders, names in os.walk(self.folder):
             folders[:] = [name for name in folders if not name.startswith(".")]
-            if len(Path(folder).relative_to(self.folder).parts) >= len(self.parts):
-                found += [Path(folder) / name for name in names if name.lower().endswith(suffixes)]
+            found += [Path(folder) / name for name in names if name.lower().endswith(suffixes)]
         return sorted(path for path in found if not path.name.startswith("."))
+
+    def is_deeper(self, path: Path) -> bool:
+        """Whether a file lies in deeper folders than the pattern reaches."""
+        return "**" not in self.parts and len(path.relative_to(self.folder).parts) > len(self.parts)
 
     def _expression(self, part: str, is_last: bool) -> str:
         expression = "(.+)".join(map(re.escape, part.split("*")))

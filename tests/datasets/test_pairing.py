@@ -65,6 +65,14 @@ def test_two_stars_match_folders_of_any_depth(tmp_path, images, labels):
     assert "i/s/t/c.jpg has no label c.png in" in str(findings.problems[0]) and "l/s/t" in str(findings.problems[0])
 
 
+def test_images_that_a_pattern_does_not_match_are_counted(tmp_path):
+    write_uniform(tmp_path, ["i/a.jpg", "i/b.png", "i/c.BMP", "i/notes.txt.jpg"], ["l/a.png"])
+    pairs, findings = find_pairs(tmp_path, "i/a*.jpg", "l/a*.png")
+    assert not pairs and "There is no file" in findings.problems[0]
+    pairs, findings = find_pairs(tmp_path, "i/*.jpg", "l/*.png")
+    assert names(pairs) == ["a"] and "2 images in" in findings.notes[0] and "b.png, c.BMP" in findings.notes[0]
+
+
 def test_links_to_folders_are_followed_once(tmp_path):
     write_uniform(tmp_path, ["real/a.jpg"], ["l/inner/a.png"])
     (tmp_path / "i").mkdir()

@@ -30,6 +30,12 @@ def exif(orientation):
     return exif
 
 
+def save_in_color(label):
+    image = Image.open(label).convert("RGB")
+    image.putpixel((0, 0), (1, 2, 3))
+    image.save(label)
+
+
 def write_faulty_images(source):
     """Writes a pair with each fault of an image: {path of the image: part of the message}."""
 
@@ -65,8 +71,8 @@ def write_faulty_labels(source):
     cut.write_bytes(cut.read_bytes()[:-40])
     problems[cut] = "is damaged"
     mask = label_of("mask")
-    Image.open(mask).convert("RGB").save(mask)
-    problems[mask] = "is a colour image with 12 colours"
+    save_in_color(mask)
+    problems[mask] = "is a colour image with 13 colours"
     illegal = label_of("illegal", label=np.full((20, 30), 12))
     problems[illegal] = "not labels: 12, in 600 pixels, the first at row 0, column 0; the legal values are 0..11"
     return problems
@@ -83,8 +89,8 @@ def write_faulty_pairs(source):
     problems[label] = "has no image lonely_label"
     image, label = write_pair(source, "test", "bad", size=(40, 20))  # of another size than its label
     image.write_bytes(image.read_bytes()[:-200])
-    Image.open(label).convert("RGB").save(label)
-    problems[label] = "is a colour image with 12 colours"
+    save_in_color(label)
+    problems[label] = "is a colour image with 13 colours"
     return problems
 
 

@@ -44,13 +44,14 @@ class Journals(Reader):
     """The journal from which a killed survey of a data set resumes."""
 
     def make_seeds(self) -> list[bytes]:
-        from isnet_jax.datasets import image_files, journal
+        from isnet_jax.datasets import image_files, journal, problems
 
         label = image_files.encode_label(np.zeros((3, 4), np.uint8))
         writer = journal.Journal(self.folder)
         for i in range(3):
             finding = journal.Finding(
-                warnings=("careful",) * i,
+                warnings=(problems.FileProblem("a.png", "is careful.", "careful"),) * i,
+                colors=((0x102030, 2),) * i,
                 image=b"x" * i,
                 label=label,
                 size=(3, 4),
@@ -72,7 +73,8 @@ class Journals(Reader):
         findings = [journal.Journal(self.folder).get(f"stamp {i}") for i in range(3)]
         for finding in filter(None, findings):
             assert isinstance(finding.label, bytes) and finding.counts.ndim == 1 and min(finding.size) > 0
-            assert all(isinstance(text, str) for text in finding.warnings)
+            assert all(isinstance(str(warning), str) for warning in finding.warnings)
+            assert all(isinstance(number, int) for pair in finding.colors for number in pair)
         if None in findings:
             raise Refused("damaged")
 

@@ -60,7 +60,7 @@ class DataLabels(Reader):
 
         path = self.write("label.png", content)
         label = label_files.read_label(path)
-        assert label.shape == label_files.label_size(path)
+        assert label.shape == image_files.read_size(path, label_files.FORMATS)
         table, colors = np.r_[np.arange(250) % 200, [-1] * 5, 255], {color: color % 7 for color in range(0, 2**24, 999)}
         label_values.evidence(label, table, colors)
         if label.palette is not None:
@@ -112,3 +112,4 @@ class Records(Reader):
             augment.augment(image_data, label_data, (0, 0, index), self.config, image, label)
         with records.Records([{}]).decoding(0):
             augment.decode_image(image_data), augment.decode_label(label_data)
+            augment.decode_image(image_data, upright=True)
