@@ -11,11 +11,10 @@ import tqdm
 from jax.sharding import Mesh
 from jaxtyping import Array, Integer, Shaped
 
-from isnet_jax.evaluation.boundary import boundary_band, reach_in
+from isnet_jax.evaluation.boundary import boundary_counts
 from isnet_jax.evaluation.inference import predict_classes, score_maps
-from isnet_jax.evaluation.metrics import confusion_matrices, pixel_counts, scores
+from isnet_jax.evaluation.metrics import confusion_matrices, scores
 from isnet_jax.input.photometry import normalize
-from isnet_jax.labels import IGNORED
 from isnet_jax.models.isnet import ISNet
 from isnet_jax.runtime import compiler, distributed, sharding
 from isnet_jax.runtime.interrupts import StopRequested
@@ -54,17 +53,7 @@ def eval_step(
     total, predicted, true = (confusion.sum(axis, dtype=jnp.int32) for axis in range(3))
     result = {"predictions": predictions, "confusion": total, "counts": jnp.stack([hits, predicted, true], axis=1)}
     if boundary:
-        reach = reach_in(labels.shape[1:])
-        near_predicted, near_true = (boundary_band(x, batch["label_size"], reach) for x in (predictions, labels))
-        labelled = labels != IGNORED
-        masks = (
-            (labelled & near_predicted & near_true & (predictions == labels), labels),
-            (labelled & near_predicted, predictions),
-            (labelled & near_true, labels),
-        )
-        result["boundary"] = jnp.stack(
-            [pixel_counts(jnp.where(mask, classes, IGNORED), model.num_classes) for mask, classes in masks], axis=1
-        )
+        result["boundary"] = boundary_counts(predictions, labels, batch["label_size"], model.num_classes)
     return result
 
 

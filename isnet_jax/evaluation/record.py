@@ -15,6 +15,7 @@ from PIL import Image
 
 from isnet_jax.errors import UserError
 from isnet_jax.evaluation import protocols, published
+from isnet_jax.evaluation.boundary import CONVENTION
 from isnet_jax.evaluation.metrics import in_percent
 from isnet_jax.evaluation.results import load
 from isnet_jax.models.isnet import CONTEXT_MODULES
@@ -89,17 +90,19 @@ class EvaluationRecord:
             self._resume_progress()
 
     def _resume_progress(self) -> None:
-        """Takes over progress.npz; ignores a damaged file, which loses only time."""
+        """Takes over progress.npz; ignores a damaged one, or one that counted otherwise, which loses only time."""
         try:
-            identity, done, confusion, counts, boundary = files.read_arrays(
-                self._progress, "identity", "done", "confusion", "counts", "boundary"
+            identity, convention, done, confusion, counts, boundary = files.read_arrays(
+                self._progress, "identity", "boundary_convention", "done", "confusion", "counts", "boundary"
             )
         except (OSError, ValueError):
             return
         self._require_same(str(identity), self._progress)
         saved = done, confusion, counts, boundary
         expected = self.done, self.confusion, self.counts, self.boundary
-        if [(x.shape, x.dtype) for x in saved] != [(x.shape, x.dtype) for x in expected]:
+        if [(x.shape, x.dtype) for x in saved] != [(x.shape, x.dtype) for x in expected] or str(
+            convention
+        ) != CONVENTION:
             return
         predictions = [self.directory / "predictions" / f"{file}.png" for file in self.files[done]]
         if (confusion.sum(1) == counts[done, 2].sum(0)).all() and all(map(Path.exists, predictions)):
@@ -150,6 +153,7 @@ class EvaluationRecord:
             files.write_arrays(
                 self._progress,
                 identity=np.array(self._identity),
+                boundary_convention=np.array(CONVENTION),
                 done=self.done,
                 counts=self.counts,
                 boundary=self.boundary,
@@ -185,7 +189,7 @@ class EvaluationRecord:
             "protocols": {
                 protocol: in_percent(scores, names) for protocol, scores in protocols.all_scores(self.confusion).items()
             },
-            "boundary_iou": in_percent(protocols.boundary_scores(boundary), names),
+            "boundary_iou": {"convention": CONVENTION, **in_percent(protocols.boundary_scores(boundary), names)},
             "published": known and {"miou": known.miou, "source": known.source},
             "run": run,
         }

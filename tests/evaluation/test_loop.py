@@ -1,4 +1,4 @@
-"""The evaluation loop and what it computes: counts, scores, boundary bands, predictions at the original size."""
+"""The evaluation loop and what it computes: counts, scores, predictions at the original size."""
 
 import functools
 import json
@@ -10,7 +10,7 @@ import pytest
 from cases import random_variables
 
 from isnet_jax import create_model
-from isnet_jax.evaluation import boundary, inference, metrics
+from isnet_jax.evaluation import inference, metrics
 from isnet_jax.evaluation.loop import eval_step, evaluate, make_eval_step
 from isnet_jax.input.pipeline import EvalBatch
 from isnet_jax.models.layers import resize
@@ -42,23 +42,25 @@ def test_scores_equal_results_by_hand():
     baseline = metrics.majority_class_scores(confusion)  # nine pixels each of classes 0 and 1, none of 2 and 3
     assert (baseline["miou"], baseline["pixel_accuracy"]) == (0.25, 0.5)
     table = metrics.format_table(result, ["sky", "water", "boat", "ball"]).splitlines()
-    assert len({len(line) for line in table[:-2]}) == 1  # aligned
-    assert table[3].split() == ["boat", "-", "-", "0.00"]
-    assert table[-1] == "pixel accuracy 77.78 %"
+    assert len({len(line) for line in table[:-3]}) == 1  # aligned
+    assert table[3].split() == ["boat", "n/a", "n/a", "n/a", "n/a", "0.00"]
+    assert table[-2] == "pixel accuracy 77.78 %"
 
 
 def test_in_percent_makes_scores_jsonable():
     confusion = np.array([[6, 2, 0], [1, 8, 0], [0, 0, 0]])
     found = metrics.in_percent({**metrics.scores(confusion), "confusion": confusion}, ["sky", "water", "boat"])
     assert json.loads(json.dumps(found)) == found
+    assert found["dice"] == found["f1"] == {"sky": 80.0, "water": 84.2105, "boat": None}
+    assert found["mean_recall"] == found["mean_accuracy"] == 81.9444 and found["precision"]["sky"] == 85.7143
     assert found["iou"] == {"sky": 66.6667, "water": 72.7273, "boat": None}
     assert found["miou"] == 69.697 and found["confusion"] == [[6, 2, 0], [1, 8, 0], [0, 0, 0]]
     assert metrics.in_percent(metrics.scores(np.zeros((2, 2))), ["a", "b"])["miou"] is None
 
 
 def test_percent_has_two_digits_and_an_optional_sign():
-    assert [metrics.percent(x) for x in (0.12345, 1, np.float32(0.5), np.nan)] == ["12.35", "100.00", "50.00", "-"]
-    assert [metrics.percent(x, "+") for x in (0.1, -0.1, np.nan)] == ["+10.00", "-10.00", "-"]
+    assert [metrics.percent(x) for x in (0.12345, 1, np.float32(0.5), np.nan)] == ["12.35", "100.00", "50.00", "n/a"]
+    assert [metrics.percent(x, "+") for x in (0.1, -0.1, np.nan)] == ["+10.00", "-10.00", "n/a"]
 
 
 def test_predict_classes_of_mixed_sizes_equal_single_images():
@@ -149,25 +151,3 @@ def test_eval_step_memory_does_not_grow_with_the_number_of_windows():
         step = make_eval_step(model, sharding.make_mesh(devices=jax.devices()[:1]), settings)
         memory[stride] = step.lower(variables, batch, False).compile().memory_analysis().temp_size_in_bytes
     assert memory[12] < 1.02 * memory[48]
-
-
-def test_boundary_band_equals_erosion_class_by_class():
-    """The definition of Boundary IoU: the pixels that OpenCV's erosion removes from the mask of each class."""
-    import cv2
-
-    rng = np.random.default_rng(0)
-    sizes = np.array([(90, 130), (64, 50), (20, 17), (1, 40)])
-    classes = np.zeros((4, 96, 130), np.uint8)
-    for i, (h, w) in enumerate(sizes):
-        blobs = rng.integers(0, 4, (h // 9 + 1, w // 9 + 1)).repeat(9, 0).repeat(9, 1)[:h, :w]
-        classes[i, :h, :w] = np.where(blobs == 3, 255, blobs)
-    found = jax.jit(boundary.boundary_band, static_argnums=2)(classes, sizes, boundary.reach_in((96, 130)))
-    for image, band, (h, w) in zip(classes, np.asarray(found), sizes):
-        image, reach = image[:h, :w], max(1, int(round(0.02 * np.sqrt(h**2 + w**2))))
-        expected = np.zeros((h, w), bool)
-        for k in np.unique(image):
-            mask = (image == k).astype(np.uint8)
-            bordered = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-            eroded = cv2.erode(bordered, np.ones((3, 3), np.uint8), iterations=reach)[1 : h + 1, 1 : w + 1]
-            expected |= mask.astype(bool) & ~eroded.astype(bool)
-        np.testing.assert_array_equal(band[:h, :w], expected)
