@@ -3,11 +3,12 @@
 usage: python -m isnet_jax.compare DIR_A DIR_B [--output=FILE.json]
        python -m isnet_jax.compare DIR [--output=FILE.json]
 
-  DIR       a directory that isnet_jax.evaluate wrote
+  DIR       a directory that isnet_jax.evaluate wrote, or one above it, such as a run's workdir
   --output  the same numbers as JSON; FILE.png beside it shows the images that differ most
 
-Scores follow the official protocol. The 95 % intervals are bootstrapped over the images, with the same samples for both
-evaluations.
+Scores follow the official protocol; "n/a" is a score that is not defined, such as that of a class that never occurs.
+The 95 % intervals are bootstrapped over the images, with the same samples for both evaluations. A line warns of
+intervals from fewer than 20 images, and of classes that occur in fewer than 5.
 """
 
 from typing import TYPE_CHECKING

@@ -2,9 +2,9 @@
 
 usage: python -m isnet_jax.report DIR [--other=DIR2] [--output=FILE.html]
 
-  DIR       the directory that isnet_jax.evaluate wrote
+  DIR       a directory that isnet_jax.evaluate wrote, or one above it, such as a run's workdir
   --other   another evaluation of the same images to compare with
-  --output  the page (default DIR/report.html)
+  --output  the page (default report.html, beside the evaluation's results.json)
 
 After an official test of an official recipe, it prints the row for README's table, too; with the test at a single scale
 as DIR and the one with scales and flip as DIR2, or the other way round, the row has both.

@@ -1,12 +1,14 @@
 """Bootstrap confidence intervals: how much a score depends on which images were evaluated."""
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 REPEATS, SEED, LEVEL = 1000, 0, 95
 BLOCK = 100  # resamples drawn at once
+MIN_IMAGES, MIN_CLASS_IMAGES = 20, 5  # with fewer, an interval is likely to miss the score of other images
 
 
 def resample(counts: ArrayLike, repeats: int = REPEATS, seed: int = SEED) -> np.ndarray:
@@ -32,3 +34,23 @@ def interval(values: ArrayLike) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # all are NaN for a class that occurs nowhere
         return np.nanpercentile(np.asarray(values), [tail, 100 - tail], axis=0)
+
+
+def cautions(ground_truth: ArrayLike, names: Sequence[str]) -> list[str]:
+    """Sentences on intervals that rest on too few images, from the ground-truth pixels (N, K) of K classes `names`."""
+    occurs = np.asarray(ground_truth) > 0
+    num_images, class_images = int(occurs.any(1).sum()), occurs.sum(0).tolist()
+    rare = [k for k in np.argsort(class_images, kind="stable") if 0 < class_images[k] < MIN_CLASS_IMAGES]
+    found = []
+    if num_images < MIN_IMAGES:
+        found.append(
+            f"caution: {num_images} labelled image{'s' * (num_images != 1)}; bootstrap intervals from fewer than "
+            f"{MIN_IMAGES} tend to be too narrow"
+        )
+    if rare and num_images >= MIN_CLASS_IMAGES:
+        examples = ", ".join(f"{names[k]} in {class_images[k]}" for k in rare[:3])
+        found.append(
+            f"caution: {len(rare)} class{'es' * (len(rare) != 1)} in fewer than {MIN_CLASS_IMAGES} images "
+            f"({examples}{', ...' * (len(rare) > 3)}), whose intervals tend to be too narrow"
+        )
+    return found

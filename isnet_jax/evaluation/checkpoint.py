@@ -20,6 +20,7 @@ from isnet_jax.errors import UserError, translating_disk_and_memory_errors
 from isnet_jax.evaluation import metrics, protocols
 from isnet_jax.evaluation.loop import Evaluator
 from isnet_jax.evaluation.record import EvaluationRecord
+from isnet_jax.evaluation.results import BOUNDARY_CAUTION, has_current_boundary
 from isnet_jax.input import pipeline
 from isnet_jax.input.data import Data, open_data
 from isnet_jax.models.isnet import create_model
@@ -140,7 +141,10 @@ def print_results(results: Mapping[str, Any], protocol_names: Sequence[str]) -> 
     confusion = np.array(results["confusion"])
     say(metrics.format_table(protocols.scores(confusion), results["names"]))
     boundary_iou = protocols.boundary_scores(np.array(results["boundary"]))["miou"]
-    say(f"boundary IoU {metrics.percent(boundary_iou)} %\n")
+    say(f"boundary IoU {metrics.percent(boundary_iou, unit=' %')}")
+    if not has_current_boundary(results):
+        say(BOUNDARY_CAUTION)
+    say()
     say(protocols.format_table(confusion, protocol_names))
     published, miou = results["published"], results["protocols"]["official"]["miou"]
     if published and miou is not None:

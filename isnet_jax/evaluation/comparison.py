@@ -12,8 +12,8 @@ from PIL import Image
 
 from isnet_jax.errors import UserError
 from isnet_jax.evaluation import bootstrap, metrics, pictures, protocols, published
-from isnet_jax.evaluation.metrics import percent
-from isnet_jax.evaluation.results import Results, align, load
+from isnet_jax.evaluation.metrics import CLASS_SCORES, NOTHING_LABELLED, OTHER_NAMES, TERMS, percent
+from isnet_jax.evaluation.results import BOUNDARY_CAUTION, Results, align, find, has_current_boundary, load
 from isnet_jax.models import isnet
 from isnet_jax.runtime.console import aligned, say
 from isnet_jax.runtime.files import atomic_write_text
@@ -64,12 +64,13 @@ class Agreement(NamedTuple):
 
 
 def compare_directories(directories: Sequence[str], output: str | None) -> None:
-    """`compare` for two directories, `describe` for one.
+    """`compare` for two directories, `describe` for one; in each, the evaluation is searched as `find` does.
 
     output: a path for the numbers as JSON; the picture gets the same path with the suffix .png.
     """
     path = _checked_output(output)
-    summary, picture = compare(*directories) if len(directories) == 2 else (describe(*directories), None)
+    found = [find(directory) for directory in directories]
+    summary, picture = compare(*found) if len(found) == 2 else (describe(*found), None)
     if path:
         atomic_write_text(path, json.dumps(jsonable(summary), indent=1) + "\n")
         say(f"\n{path}")
@@ -110,36 +111,44 @@ def describe(directory: str | Path) -> dict[str, Any]:
     """Prints the scores of an evaluation beside the published result; returns the same numbers, for `jsonable`."""
     evaluation = load(directory)
     scored = score(evaluation)
-    table = protocols.format_table(evaluation.confusion)
-    say("\n".join([*_heading("", scored), "", _class_table(scored), "", table]))
+    table, cautions = protocols.format_table(evaluation.confusion), _cautions(evaluation)
+    say("\n".join([*_heading("", scored), "", _class_table(scored), *cautions, "", table]))
     if evaluation.record["dataset"] == "cityscapes":
         categories = protocols.scores(protocols.merge(evaluation.confusion, protocols.CITYSCAPES_CATEGORIES.values()))
         each = ", ".join(f"{name} {percent(x)}" for name, x in zip(protocols.CITYSCAPES_CATEGORIES, categories["iou"]))
-        say(f"categories: mIoU {percent(categories['miou'])} % ({each})")
+        say(f"categories: mIoU {percent(categories['miou'], unit=' %')} ({each})")
     scores, boundary, intervals = scored.scores, scored.boundary, scored.class_intervals
     classes = {
         name: {
-            "iou": 100 * scores["iou"][i],
             "interval": 100 * intervals[i],
-            "accuracy": 100 * scores["accuracy"][i],
-            "share": 100 * scores["share"][i],
+            **{name: 100 * scores[name][i] for name in (*CLASS_SCORES, "f1", "accuracy", "share")},
             "boundary_iou": 100 * boundary["iou"][i],
         }
         for i, name in enumerate(evaluation.names)
     }
-    return _summary(scored) | {"classes": classes}
+    return _summary(scored) | {"classes": classes, "cautions": cautions}
 
 
 def _class_table(scored: Scored) -> str:
     scores, boundary, intervals = scored.scores, scored.boundary, scored.class_intervals
-    rows = [("class", "IoU %", "95 % interval", "acc %", "share %", "boundary IoU %")]
+    others = "dice", "precision", "recall"
+    titles = [f"{TERMS[key]} %" for key in (*others, "share")]
+    rows = [("class", "IoU %", "95 % interval", *titles, "boundary IoU %")]
     for i, name in enumerate(scored.evaluation.names):
-        accuracy, share = percent(scores["accuracy"][i]), percent(scores["share"][i])
-        boundary_iou = percent(boundary["iou"][i])
-        rows.append((name, percent(scores["iou"][i]), _range(intervals[i]), accuracy, share, boundary_iou))
-    means = percent(scores["miou"]), _range(scored.miou_interval), percent(scores["mean_accuracy"])
-    rows.append(("mean", *means, "", percent(boundary["miou"])))
-    return aligned(rows)
+        cells = [percent(scores[key][i]) for key in (*others, "share")]
+        rows.append((name, percent(scores["iou"][i]), _range(intervals[i]), *cells, percent(boundary["iou"][i])))
+    means = [percent(scores[CLASS_SCORES[key]]) for key in others]
+    rows.append(("mean", percent(scores["miou"]), _range(scored.miou_interval), *means, "", percent(boundary["miou"])))
+    return f"{aligned(rows)}\n{OTHER_NAMES}"
+
+
+def _cautions(a: Results, b: Results | None = None) -> list[str]:
+    """Sentences on what not to rely on, for an evaluation or for two of the same images."""
+    if not a.confusion.any():
+        return [NOTHING_LABELLED]
+    cautions = bootstrap.cautions(a.counts[:, 2], a.names)
+    old = [str(x.directory) for x in (a, b) if x and not has_current_boundary(x.record)]
+    return cautions + ([f"caution: {' and '.join(old)}: {BOUNDARY_CAUTION}"] if old else [])
 
 
 def compare(directory_a: str | Path, directory_b: str | Path) -> tuple[dict[str, Any], Image.Image | None]:
@@ -161,8 +170,9 @@ def compare(directory_a: str | Path, directory_b: str | Path) -> tuple[dict[str,
         ),
     }
     table = _difference_table(scored_a, scored_b, intervals, class_agreement)
-    say("\n".join([*_heading("A  ", scored_a), *_heading("B  ", scored_b), "", table]))
-    summary = _difference_summary(scored_a, scored_b, intervals, class_agreement)
+    cautions = _cautions(a, b)
+    say("\n".join([*_heading("A  ", scored_a), *_heading("B  ", scored_b), "", table, *cautions]))
+    summary = _difference_summary(scored_a, scored_b, intervals, class_agreement) | {"cautions": cautions}
     if agree is None:
         say("\nOne of them has no predictions/, so pixels are not compared.")
         return summary, None
@@ -248,7 +258,7 @@ def agreement(a: Results, b: Results) -> Agreement:
 
 
 def _agreement_text(agree: Agreement, a: Results, ranked: np.ndarray) -> str:
-    lines = [f"\npredictions: {percent(agree.share)} % of the pixels are equal"]
+    lines = [f"\npredictions: {percent(agree.share, unit=' %')} of the pixels are equal"]
     if ranked.size:
         pairs = [(x, y, percent(share)) for x, y, share in agree.disagreements(a.names)]
         images = [(a.images[i], percent(1 - agree.equal[i])) for i in ranked[:MOST_DIFFERENT]]
@@ -291,12 +301,12 @@ def _heading(label: str, scored: Scored) -> list[str]:
         value if key == "name" else f"{key} {value}" for key, value in facts["setting"].items() if value is not None
     )
     official = (
-        f"published {known.miou:.2f} %, here {100 * miou - known.miou:+.2f}"
+        f"published {known.miou:.2f} %, here {percent(miou - known.miou / 100, '+')}"
         if known
         else "nothing is published for this network, data and test setting"
     )
     data = f"{facts['dataset']} {facts['split']}, {len(evaluation.images)} images; {isnet.describe(_model(evaluation))}"
-    ours = f"mIoU {percent(miou)} % (official protocol; 95 % interval {_range(scored.miou_interval)})"
+    ours = f"mIoU {percent(miou, unit=' %')} (official protocol; 95 % interval {_range(scored.miou_interval)})"
     return [
         f"{label}{evaluation.directory}",
         f"{indent}{data}, checkpoint {facts.get('checkpoint')}, step {facts.get('step')}",
@@ -324,7 +334,7 @@ def _summary(scored: Scored) -> dict[str, Any]:
 
 def _range(interval: np.ndarray, sign: str = "") -> str:
     low, high = interval
-    return f"[{percent(low, sign)}, {percent(high, sign)}]" if np.isfinite(low) else "-"
+    return f"[{percent(low, sign)}, {percent(high, sign)}]" if np.isfinite(low) else percent(low)
 
 
 def jsonable(x: Any) -> Any:

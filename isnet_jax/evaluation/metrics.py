@@ -13,7 +13,13 @@ from jaxtyping import Array, Int32, Integer
 from numpy.typing import ArrayLike
 
 from isnet_jax.labels import IGNORED
+from isnet_jax.runtime.console import aligned
 
+# The scores of classes in tables, and their means. Two have second names, which tables do not repeat.
+CLASS_SCORES = {"iou": "miou", "dice": "mean_dice", "precision": "mean_precision", "recall": "mean_recall"}
+TERMS = {"iou": "IoU", "dice": "Dice", "precision": "precision", "recall": "recall", "share": "share"}
+OTHER_NAMES = "Dice is also called F1, and recall class accuracy."
+NOTHING_LABELLED = "No pixel is labelled, so no score is defined."
 BLOCK_ROWS = 64  # image rows whose one-hot vectors exist at once
 
 
@@ -105,25 +111,35 @@ def mean(values: np.ndarray) -> np.ndarray | np.float64:
 def scores(confusion: ArrayLike, absent: float = np.nan, predicted_only: float = 0.0) -> dict[str, Any]:
     """Scores in [0, 1] from integer counts (K, K); rows are ground truth, and ignored pixels are not counted.
 
-    `iou` (K,) is tp / (pred + gt - tp) and `accuracy` (K,) is tp / gt; `miou` and `mean_accuracy` are their means,
-    ignoring NaN. `frequency_weighted_iou` weights IoU by `share` (K,), the share of each class in the ground truth.
-    `pixel_accuracy` is over all pixels.
+    By class (K,): `iou` is tp / (pred + gt - tp), `dice` 2 tp / (pred + gt), `precision` tp / pred, `recall` tp / gt.
+    `f1` is `dice`, and `accuracy` is `recall`, under their other names. `miou`, `mean_dice`, ... are means over the
+    classes, ignoring NaN. `frequency_weighted_iou` weights IoU by `share` (K,), the share of each class in the ground
+    truth. `pixel_accuracy` is over all pixels.
 
-    absent: the IoU of a class in neither prediction nor ground truth, and the accuracy of a class without ground truth;
-    predicted_only: the IoU of a class that occurs only in predictions. The defaults are the official convention;
-    protocols.py lists the others.
+    absent: the IoU, Dice and precision of a class in neither prediction nor ground truth, and the recall of a class
+    without ground truth; predicted_only: the IoU, Dice and precision of a class that occurs only in predictions. The
+    defaults are the official convention; protocols.py lists the others. The precision of a class that has ground truth
+    but is never predicted is NaN.
     """
     counts = hits, predicted, ground_truth = class_counts(confusion)
-    per_class = np.select([ground_truth > 0, predicted > 0], [iou(counts), predicted_only], absent)
-    accuracy = np.where(ground_truth > 0, _ratio(hits, ground_truth), absent)
-    weighted = np.where(ground_truth > 0, per_class * ground_truth, 0).sum()
+
+    def of_classes(values):
+        return np.select([ground_truth > 0, predicted > 0], [values, predicted_only], absent)
+
+    per_class = {
+        "iou": of_classes(iou(counts)),
+        "dice": of_classes(_ratio(2 * hits, predicted + ground_truth)),
+        "precision": of_classes(_ratio(hits, predicted)),
+        "recall": np.where(ground_truth > 0, _ratio(hits, ground_truth), absent),
+    }
+    per_class |= {"f1": per_class["dice"], "accuracy": per_class["recall"]}
+    weighted = np.where(ground_truth > 0, per_class["iou"] * ground_truth, 0).sum()
     return {
-        "miou": float(mean(per_class)),
+        "miou": float(mean(per_class["iou"])),
         "pixel_accuracy": float(_ratio(hits.sum(), ground_truth.sum())),
-        "mean_accuracy": float(mean(accuracy)),
+        **{f"mean_{name}": float(mean(values)) for name, values in per_class.items() if name != "iou"},
         "frequency_weighted_iou": float(_ratio(weighted, ground_truth.sum())),
-        "iou": per_class,
-        "accuracy": accuracy,
+        **per_class,
         "share": ground_truth / max(ground_truth.sum(), 1),
     }
 
@@ -144,10 +160,10 @@ def _ratio(a: ArrayLike, b: ArrayLike) -> Any:
         return np.divide(a, b)
 
 
-def percent(share: SupportsFloat, sign: str = "") -> str:
-    """A share as a percentage with two digits, "-" where undefined; `sign` "+" shows the sign of a difference."""
+def percent(share: SupportsFloat, sign: str = "", unit: str = "") -> str:
+    """A share as a percentage with two digits and `unit`, or "n/a"; `sign` "+" shows the sign of a difference."""
     share = float(share)
-    return f"{100 * share:{sign}.2f}" if math.isfinite(share) else "-"
+    return f"{100 * share:{sign}.2f}{unit}" if math.isfinite(share) else "n/a"
 
 
 def in_percent(scores: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -171,12 +187,10 @@ def in_percent(scores: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any
 
 
 def format_table(scores: Mapping[str, Any], names: Sequence[str]) -> str:
-    """`scores` by class as an aligned text table, in percent; "-" where undefined."""
-    width = max(map(len, (*names, "mean")))
-    lines = [f"{'class':<{width}} {'IoU %':>8} {'acc %':>8} {'share %':>8}"]
-    for i, name in enumerate(names):
-        cells = (percent(scores[column][i]) for column in ("iou", "accuracy", "share"))
-        lines.append(f"{name:<{width}} {' '.join(f'{cell:>8}' for cell in cells)}")
-    lines.append(f"{'mean':<{width}} {percent(scores['miou']):>8} {percent(scores['mean_accuracy']):>8}")
-    lines.append(f"pixel accuracy {percent(scores['pixel_accuracy'])} %")
-    return "\n".join(lines)
+    """`scores` by class as an aligned text table, in percent; "n/a" where undefined."""
+    columns = (*CLASS_SCORES, "share")
+    rows = [("class", *(f"{TERMS[column]} %" for column in columns))]
+    rows += [(name, *(percent(scores[column][i]) for column in columns)) for i, name in enumerate(names)]
+    rows.append(("mean", *(percent(scores[mean]) for mean in CLASS_SCORES.values()), ""))
+    lines = [aligned(rows), f"pixel accuracy {percent(scores['pixel_accuracy'], unit=' %')}", OTHER_NAMES]
+    return "\n".join(lines if np.any(scores["share"]) else [*lines, NOTHING_LABELLED])

@@ -1,8 +1,9 @@
 """Named conventions for scoring a confusion matrix: every choice that affects mIoU, by name.
 
 All of them count pixels over the whole set, ignore those labelled 255, and define IoU = tp / (pred + gt - tp),
-accuracy = tp / gt, pixel accuracy and frequency-weighted IoU alike. They differ only in classes without ground truth:
-which score such a class gets, or whether the means leave it out. Where every class has ground truth, all agree.
+Dice = 2 tp / (pred + gt), precision = tp / pred, recall (class accuracy) = tp / gt, pixel accuracy and
+frequency-weighted IoU alike. They differ only in classes without ground truth: which score such a class gets, or
+whether the means leave it out. Where every class has ground truth, all agree.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,8 +20,8 @@ from isnet_jax.runtime.console import aligned
 class Protocol(NamedTuple):
     """A convention; a score of NaN is left out of the means."""
 
-    absent: float  # IoU of a class in neither prediction nor ground truth; accuracy of a class without ground truth
-    predicted_only: float  # IoU of a class that is predicted but never in the ground truth
+    absent: float  # of a class in neither prediction nor ground truth, and the recall of one without ground truth
+    predicted_only: float  # of a class that is predicted but never in the ground truth
     source: str  # the code that defines the convention
 
 

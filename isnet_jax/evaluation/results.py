@@ -5,6 +5,7 @@ All of it is untrusted input: shapes, types and sizes are checked before use.
 
 import io
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from isnet_jax.errors import UserError
-from isnet_jax.evaluation import metrics
+from isnet_jax.evaluation import boundary, metrics
 from isnet_jax.runtime import files, limits
+from isnet_jax.runtime.console import say
 
 NUMBER = int, float
 REQUIRED_FIELDS: dict[str, type | tuple[type, ...]] = {
@@ -43,9 +45,17 @@ OPTIONAL_FIELDS: dict[str, type | tuple[type, ...]] = {
     "run.images_per_second": NUMBER,
     "run.padding_overhead": NUMBER,
     "published.miou": NUMBER,
+    "boundary_iou": dict,
+    "boundary_iou.convention": str,
 }  # these may be null or missing
 LIMIT = 2**53  # every number in these files is below
 MAX_NAME = 1000  # characters of a class name, which pages and tables repeat many times
+MAX_DEPTH, MAX_LISTED = 4, 10  # of `find`: levels of directories, evaluations in a message
+HOW_TO_EVALUATE = "python -m isnet_jax.evaluate --config=FILE --checkpoint=DIR writes one"
+BOUNDARY_CAUTION = (
+    "Boundary IoU was counted by an earlier version, which took ignored pixels for another class; to count it again, "
+    "delete the evaluation and evaluate again."
+)
 
 
 class Results(NamedTuple):
@@ -88,21 +98,51 @@ class Results(NamedTuple):
         return classes
 
 
+def find(directory: str | Path) -> Path:
+    """A directory that holds an evaluation, or the only one below it that does, such as in a run's workdir; says so.
+
+    Looks up to MAX_DEPTH levels deep, and follows no links. Raises UserError if there is none, or more than one.
+    """
+    directory = Path(directory)
+    if (directory / "images.npz").is_file():  # a training run has a results.json of its own
+        return directory
+    found = []
+    for parent, folders, names in os.walk(directory):
+        folders.sort()
+        if {"results.json", "images.npz"} <= set(names):
+            found.append(Path(parent))
+        if len(Path(parent).relative_to(directory).parts) == MAX_DEPTH:
+            folders.clear()
+    if len(found) > 1:
+        listed = ", ".join(map(str, found[:MAX_LISTED]))
+        raise UserError(
+            f"{directory} holds {len(found)} evaluations; name one of them: {listed}"
+            f"{', ...' if len(found) > MAX_LISTED else ''}."
+        )
+    if found:
+        say(f"the evaluation in {directory}: {found[0]}")
+        return found[0]
+    if (directory / "results.json").is_file():
+        return directory  # `load` says what is wrong
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a directory; give one that holds an evaluation: {HOW_TO_EVALUATE}.")
+    raise UserError(
+        f"{directory} holds no evaluation (results.json beside images.npz), nor does a directory below it; "
+        f"{HOW_TO_EVALUATE}."
+    )
+
+
 def load(directory: str | Path) -> Results:
     """The `Results` in a directory; raises UserError if there are none, or if they are damaged."""
     directory = Path(directory)
     path = directory / "results.json"
     if not path.is_file():
-        raise UserError(
-            f"{directory} holds no results.json, so no evaluation was written there; give a directory that "
-            "isnet_jax.evaluate wrote."
-        )
+        raise UserError(f"{directory} holds no results.json, so no evaluation was written there; {HOW_TO_EVALUATE}.")
     record = _read(path, files.read_json)
     fault = _fault(record)
     if fault:
         raise UserError(
-            f"{path} is not the results.json of an evaluation ({fault}); give a directory that isnet_jax.evaluate "
-            "wrote, not a training run."
+            f"{path} is not the results.json of an evaluation ({fault}); if it is a training run's, {HOW_TO_EVALUATE}."
         )
     confusion = np.array(record["confusion"], np.int64)
     path = directory / "images.npz"
@@ -113,6 +153,11 @@ def load(directory: str | Path) -> Results:
             f"{_to_evaluate_again(path)}."
         )
     return Results(directory, record, tuple(record["names"]), images, file_names, confusion, counts, boundary)
+
+
+def has_current_boundary(record: Mapping[str, Any]) -> bool:
+    """Whether the content of a results.json says that boundary IoU follows `boundary.CONVENTION`."""
+    return (record.get("boundary_iou") or {}).get("convention") == boundary.CONVENTION
 
 
 def _read_images(path: Path, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -104,12 +105,17 @@ class Log:
         self.write(step, values)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Adds {name: number} at `step` to metrics.jsonl and to TensorBoard."""
+        """Adds {name: number} at `step` to metrics.jsonl and to TensorBoard.
+
+        Non-finite numbers, such as undefined scores, are null in metrics.jsonl and left out of TensorBoard.
+        """
         if self._active:
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+            self._file.write(json.dumps({"step": step, **finite}) + "\n")
             self._file.flush()
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
+            for name, value in finite.items():
+                if value is not None:
+                    self._writer.add_scalar(name, value, step)
 
 
 def has_evaluation(workdir: Path, step: int) -> bool:

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +37,6 @@ from isnet_jax.training.step import (
 from isnet_jax.training.trainer import Trainer
 
 LOGGED_SCORES = "miou", "pixel_accuracy", "mean_accuracy"
-WRITTEN_SCORES = *LOGGED_SCORES, "iou", "confusion"
 MEMORY_ADVICE = (
     "lower config.train.global_batch_size (or config.test.batch_size), or set config.model.remat=True or "
     "config.model.dtype=bfloat16"
@@ -192,10 +191,7 @@ def evaluate(
     step, results = int(state.step), {}
     for kind in variables:
         results[kind] = evaluator(variables[kind], on_batch if kind == "weights" else None)
-        say(
-            f"step {step}  {kind} on {split}: mIoU {100 * results[kind]['miou']:.2f} %, "
-            f"pixel accuracy {100 * results[kind]['pixel_accuracy']:.2f} %"
-        )
+        say(f"step {step}  {kind} on {split}: {_in_words(results[kind])}")
     if log:
         log.write(step, {f"{kind}/{name}": result[name] for kind, result in results.items() for name in LOGGED_SCORES})
     return results
@@ -219,16 +215,15 @@ def write_results(workdir: Path, results: dict[str, dict[str, Any]], data: Data,
     for kind, result in results.items():
         say((f"\n{kind}\n" if len(results) > 1 else "") + metrics.format_table(result, names))
     baseline = metrics.majority_class_scores(next(iter(results.values()))["confusion"])
-    say(
-        f"majority-class baseline: mIoU {100 * baseline['miou']:.2f} %, pixel accuracy "
-        f"{100 * baseline['pixel_accuracy']:.2f} %"
-    )
+    say(f"majority-class baseline: {_in_words(baseline)}")
     if rows:
         path = workdir / "predictions.png"
         pictures.comparison(rows, data.palette, names).save(path)
         say(f"image, ground truth and prediction side by side: {path}")
-    percentages = {
-        kind: metrics.in_percent({name: result[name] for name in WRITTEN_SCORES}, names)
-        for kind, result in results.items()
-    }
+    percentages = {kind: metrics.in_percent(result, names) for kind, result in results.items()}
     atomic_write_text(workdir / "results.json", json.dumps({"step": data.total_steps} | percentages, indent=1) + "\n")
+
+
+def _in_words(scores: Mapping[str, Any]) -> str:
+    miou, accuracy = (metrics.percent(scores[name], unit=" %") for name in ("miou", "pixel_accuracy"))
+    return f"mIoU {miou}, pixel accuracy {accuracy}"

@@ -1,75 +1,17 @@
 """Comparisons of evaluations: intervals against a plain loop and a known population, agreement by hand, the command."""
 
 import json
+import re
 import time
-import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
+from small_evaluation import NAMES, save, write_evaluation
 from small_run import run, run_inside, unwrapped
 
 from isnet_jax.errors import UserError
-from isnet_jax.evaluation import bootstrap, comparison, metrics, protocols, results
-
-NAMES = ["road", "sky", "car", "bus"]  # bus occurs nowhere
-PALETTE = [[128, 64, 128], [70, 130, 180], [0, 0, 142], [0, 60, 100]]
-
-
-def write_evaluation(directory, names, ground_truths, predictions, **changes):
-    """Writes an evaluation of images with these names, ground truths and predictions (H, W)."""
-    (directory / "predictions").mkdir(parents=True)
-    k, confusions = len(NAMES), []
-    for name, ground_truth, prediction in zip(names, ground_truths, predictions):
-        kept = ground_truth != 255
-        confusions.append(np.bincount(ground_truth[kept] * k + prediction[kept], minlength=k * k).reshape(k, k))
-        image = Image.fromarray(prediction.astype(np.uint8), mode="P")
-        image.putpalette(np.array(PALETTE, np.uint8).tobytes())
-        image.save(directory / "predictions" / f"{name}.png")
-    counts = np.array([metrics.class_counts(confusion) for confusion in confusions])
-    content = {
-        "dataset": "cityscapes",
-        "split": "val",
-        "images": len(names),
-        "checkpoint": "runs/x",
-        "step": 7,
-        "setting": {
-            "name": "single",
-            "mode": "whole",
-            "crop_size": None,
-            "scales": [1.0],
-            "flip": False,
-            "resize": [],
-            "keep_ratio": True,
-        },
-        "config": {"model": {"backbone": "resnet50"}},
-        "names": NAMES,
-        "palette": PALETTE,
-        "confusion": sum(confusions).tolist(),
-        "boundary": counts.sum(0).tolist(),
-        "protocols": {},
-        "run": {},
-    }
-    (directory / "results.json").write_text(json.dumps(content | changes))
-    save(
-        directory,
-        {
-            "name": np.array(names),
-            "file": np.array(names),
-            "index": np.arange(len(names)),
-            "counts": counts.astype(np.int32),
-            "boundary": counts.astype(np.int32),
-        },
-    )
-    return directory
-
-
-def save(directory, arrays):
-    """Writes images.npz; np.savez takes no array named "file"."""
-    with zipfile.ZipFile(directory / "images.npz", "w") as archive:
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w") as file:
-                np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
+from isnet_jax.evaluation import bootstrap, boundary, comparison, metrics, protocols, results
 
 
 @pytest.fixture
@@ -179,7 +121,7 @@ def test_compare_prints_what_it_returns(pair, capsys):
     a, b = (summary["classes"]["car"][side] for side in "ab")
     assert [float(cell) for cell in table["car"][1:4]] == pytest.approx([a, b, b - a], abs=0.006)
     assert (
-        table["car"][5].endswith("]*") and table["bus"][1:] == ["-"] * 5
+        table["car"][5].endswith("]*") and table["bus"][1:] == ["n/a"] * 5
     )  # the interval excludes 0; the class is nowhere
     assert sum("published 79.32 %" in line for line in lines) == 2
     assert any(line.startswith("predictions: ") for line in lines)
@@ -240,6 +182,52 @@ def test_compare_refuses_damaged_evaluations(pair, damage, message):
         comparison.compare(*pair[:2])
 
 
+def test_compare_warns_of_intervals_from_few_images(pair, tmp_path, capsys):
+    """From fewer than 20 images, or of classes in fewer than 5; silent with enough of both."""
+    caution = "caution: 6 labelled images; bootstrap intervals from fewer than 20 tend to be too narrow"
+    assert comparison.describe(pair[0])["cautions"][0] == caution and caution in capsys.readouterr().out
+    assert comparison.compare(*pair[:2])[0]["cautions"][0] == caution and caution in capsys.readouterr().out
+    rng = np.random.default_rng(1)
+    names = [f"frame{i}" for i in range(20)]
+    ground_truths = [rng.integers(0, 2, (8, 9)) for _ in names]
+    for labels in ground_truths[:4]:
+        labels[0, 0] = 2
+    current = {"boundary_iou": {"convention": boundary.CONVENTION}}
+    rare = write_evaluation(tmp_path / "rare", names, ground_truths, ground_truths, **current)
+    assert comparison.describe(rare)["cautions"] == [
+        "caution: 1 class in fewer than 5 images (car in 4), whose intervals tend to be too narrow"
+    ]
+    ground_truths[4][0, 0] = 2
+    enough = write_evaluation(tmp_path / "enough", names, ground_truths, ground_truths, **current)
+    capsys.readouterr()
+    assert comparison.describe(enough)["cautions"] == [] and "caution" not in capsys.readouterr().out
+
+
+def test_compare_names_evaluations_whose_boundaries_were_counted_otherwise(pair):
+    a, b = pair[:2]
+    path = b / "results.json"
+    current = json.loads(path.read_text()) | {"boundary_iou": {"convention": boundary.CONVENTION}}
+    path.write_text(json.dumps(current))
+    (caution,) = comparison.compare(a, b)[0]["cautions"][1:]
+    assert caution.startswith(f"caution: {a}: Boundary IoU was counted by an earlier version")
+    assert str(b) not in caution
+
+
+def test_evaluation_without_labelled_pixels_is_described_and_compared(tmp_path, capsys):
+    ignored, predictions = (
+        [np.full((8, 9), 255)] * 3,
+        [np.zeros((8, 9), int), np.ones((8, 9), int), np.ones((8, 9), int)],
+    )
+    a = write_evaluation(tmp_path / "a", ["x", "y", "z"], ignored, predictions)
+    for directories in [str(a)], [str(a), str(a)]:
+        comparison.compare_directories(directories, str(tmp_path / "out.json"))
+        out = capsys.readouterr().out
+        assert "mIoU n/a (official protocol; 95 % interval n/a); published 79.32 %, here n/a" in out
+        assert metrics.NOTHING_LABELLED in out and not re.search(r"\bnan\b", out)
+        summary = json.loads((tmp_path / "out.json").read_text(), parse_constant=pytest.fail)
+        assert summary["cautions"] == [metrics.NOTHING_LABELLED]
+
+
 def test_command_compares_two_evaluations(pair, tmp_path):
     output = tmp_path / "difference.json"
     code, out, err = run(*pair[:2], f"--output={output}", module="compare", cwd=tmp_path)
@@ -256,6 +244,9 @@ def test_command_describes_one_evaluation(pair, tmp_path):
     code, out, err = run_inside(pair[0], f"--output={tmp_path / 'one.json'}", module="compare", cwd=tmp_path)
     assert (code, err) == (0, "")
     summary = json.loads((tmp_path / "one.json").read_text())
+    sky = summary["classes"]["sky"]
+    assert sky["f1"] == sky["dice"] == pytest.approx(200 / (1 / (sky["precision"] / 100) + 1 / (sky["recall"] / 100)))
+    assert f"{sky['dice']:.2f}" in out and "Dice is also called F1" in out and "n/a" in out
     assert summary["published"]["miou"] == 79.32 and set(summary["protocols"]) == set(protocols.PROTOCOLS)
     assert f"published 79.32 %, here {summary['miou'] - 79.32:+.2f}" in out
     assert "1 class is neither predicted nor in the ground truth" in out and "categories" not in summary
@@ -264,7 +255,7 @@ def test_command_describes_one_evaluation(pair, tmp_path):
 @pytest.mark.parametrize(
     "args, code, message",
     [
-        (["nowhere"], 1, "error: nowhere holds no results.json"),
+        (["nowhere"], 1, "error: nowhere is not a directory"),
         (["a", "b", "c"], 2, "one positional argument too many: c"),
         ([], 2, "DIR is missing"),
         (["nowhere", "--output=x.txt"], 1, "must be a file named *.json"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -17,10 +18,12 @@ from isnet_jax import UserError, config, create_model
 from isnet_jax.checkpoints import torch_names
 from isnet_jax.checkpoints.manager import Checkpoints, checkpoint_path, load_variables, newest_step, save_variables
 from isnet_jax.evaluation import results
+from isnet_jax.evaluation.boundary import CONVENTION
 from isnet_jax.evaluation.checkpoint import print_results
 from isnet_jax.evaluation.record import RELEVANT, EvaluationRecord
 from isnet_jax.input import data
 from isnet_jax.input.pipeline import EvalBatch
+from isnet_jax.runtime import files
 
 CONFIG = """
 from isnet_jax import config
@@ -139,6 +142,7 @@ def test_evaluate_resumes_after_a_kill_and_equals_an_uninterrupted_run(place):
 def test_scores_are_printed_for_a_split_without_labelled_pixels(capsys):
     record = {
         "names": ["a", "b"],
+        "boundary_iou": {"convention": CONVENTION, "miou": None},
         "confusion": [[0, 0], [0, 0]],
         "boundary": [[0, 0], [0, 0], [0, 0]],
         "protocols": {"official": {"miou": None}},
@@ -148,7 +152,9 @@ def test_scores_are_printed_for_a_split_without_labelled_pixels(capsys):
     }
     print_results(record, ["official"])
     out = capsys.readouterr().out
-    assert "boundary IoU - %" in out and "published" not in out
+    assert "boundary IoU n/a\n" in out and "published" not in out and "nan" not in out
+    print_results(record | {"boundary_iou": {"miou": None}}, ["official"])  # as an earlier version wrote it
+    assert "Boundary IoU was counted by an earlier version" in capsys.readouterr().out
 
 
 FACTS = {
@@ -194,6 +200,37 @@ def test_record_leaves_out_an_interrupted_batch_completely(tmp_path):
     assert not record_with_batch(tmp_path, [])[0].done.any()
     with pytest.raises(UserError, match="of another evaluation"):
         record_with_batch(tmp_path, [], stamp="prepared again")
+
+
+def test_record_of_images_without_labelled_pixels_is_described_and_reported(tmp_path):
+    """Null scores in results.json, from the first write to the page."""
+    record, (entry, batch, result) = record_with_batch(tmp_path, [0, 1, 2])
+    zeros = {name: np.zeros_like(result[name]) for name in ("counts", "boundary", "confusion")}
+    record.add(entry, batch, result | zeros)
+    content = record.finish({"images_per_second": 1.0})
+    assert content == json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
+    assert (
+        content["protocols"]["official"]["dice"] == {"a": None, "b": None} and content["boundary_iou"]["miou"] is None
+    )
+    print_results(content, ["official", "absent_zero"])
+    for module, arguments in {"compare": [tmp_path, tmp_path], "report": [tmp_path, f"--other={tmp_path}"]}.items():
+        code, out, err = run_inside(*arguments, module=module, cwd=tmp_path)
+        assert (code, err) == (0, "") and not re.search(r"\bnan\b", out)
+
+
+def test_record_ignores_progress_that_counted_boundaries_otherwise(tmp_path):
+    record, batch = record_with_batch(tmp_path, [0, 1])
+    record.add(*batch)
+    record.save()
+    assert record_with_batch(tmp_path, [])[0].done.sum() == 2
+    with np.load(tmp_path / "progress.npz") as archive:
+        arrays = dict(archive)
+    for changed in arrays | {"boundary_convention": np.array("another")}, arrays | {"boundary_convention": np.zeros(3)}:
+        files.write_arrays(tmp_path / "progress.npz", **changed)
+        assert not record_with_batch(tmp_path, [])[0].done.any()
+    del arrays["boundary_convention"]
+    files.write_arrays(tmp_path / "progress.npz", **arrays)
+    assert not record_with_batch(tmp_path, [])[0].done.any()
 
 
 def test_evaluate_reads_official_files_and_tests_with_tta(place):

@@ -30,6 +30,39 @@ def test_scores_equal_results_by_hand(protocol, miou, mean_accuracy, iou):
     assert result["frequency_weighted_iou"] == pytest.approx((6 / 10 + 8 / 11) / 2)
 
 
+@pytest.mark.parametrize(
+    "protocol, dice, precision, recall",
+    [
+        ("official", (12 / 16, 16 / 19, np.nan, 0), (6 / 7, 8 / 10, np.nan, 0), (6 / 9, 8 / 9, np.nan, np.nan)),
+        (
+            "ground_truth",
+            (12 / 16, 16 / 19, *2 * [np.nan]),
+            (6 / 7, 8 / 10, *2 * [np.nan]),
+            (6 / 9, 8 / 9, *2 * [np.nan]),
+        ),
+        ("absent_zero", (12 / 16, 16 / 19, 0, 0), (6 / 7, 8 / 10, 0, 0), (6 / 9, 8 / 9, 0, 0)),
+        ("absent_one", (12 / 16, 16 / 19, 1, 0), (6 / 7, 8 / 10, 1, 0), (6 / 9, 8 / 9, 1, 1)),
+    ],
+)
+def test_dice_precision_and_recall_equal_results_by_hand(protocol, dice, precision, recall):
+    result = protocols.scores(CONFUSION, protocol)
+    for name, expected in {"dice": dice, "precision": precision, "recall": recall}.items():
+        np.testing.assert_allclose(result[name], expected)
+        assert result[f"mean_{name}"] == pytest.approx(np.nanmean(expected))
+    for name, other in {"f1": "dice", "accuracy": "recall"}.items():
+        np.testing.assert_array_equal(result[name], result[other])
+        assert result[f"mean_{name}"] == result[f"mean_{other}"]
+    harmonic = 2 / (1 / result["precision"][:2] + 1 / result["recall"][:2])
+    np.testing.assert_allclose(result["f1"][:2], harmonic)
+
+
+def test_precision_of_a_class_that_is_never_predicted_is_undefined():
+    for protocol in protocols.PROTOCOLS:
+        result = protocols.scores([[4, 0], [2, 0]], protocol)
+        assert np.isnan(result["precision"][1]) and result["dice"][1] == result["recall"][1] == result["iou"][1] == 0
+        assert result["mean_precision"] == 4 / 6
+
+
 def test_metrics_scores_defaults_to_the_official_protocol():
     for key, value in metrics.scores(CONFUSION).items():
         np.testing.assert_array_equal(value, protocols.scores(CONFUSION, "official")[key])

@@ -117,6 +117,9 @@ def test_report_shows_scores_charts_and_setting(home):
     for text in (
         f"{100 * scores['miou']:.2f}%",
         f"{100 * scores['mean_accuracy']:.2f}%",
+        f"mean Dice{100 * scores['mean_dice']:.2f}%",
+        f"mean precision{100 * scores['mean_precision']:.2f}%",
+        "Dice is also called F1",
         "against the published 44.22",
         f"against {100 * other['miou']:.2f}",
         "official, mmseg, cityscapes",
@@ -133,7 +136,9 @@ def test_report_shows_scores_charts_and_setting(home):
     ):
         assert text in page.text, text
     for k, name in enumerate(a.names):
-        assert f"{name}{100 * scores['iou'][k]:.2f}" in page.text
+        cells = [f"{100 * scores[key][k]:.2f}" for key in ("iou", "dice", "precision", "recall")]
+        difference = f"{100 * abs(scores['iou'][k] - other['iou'][k]):.2f}"
+        assert re.search(rf"{name}{cells[0]}.{difference}{''.join(cells[1:])}", page.text)
     t, p = np.unravel_index(np.argmax(a.confusion * (1 - np.eye(8))), (8, 8))
     assert f"The most frequent confusion is {a.names[t]} predicted as {a.names[p]}" in page.text
     assert page.tags.count("img") == 4 * 12
@@ -186,16 +191,15 @@ def test_report_accepts_nulls_in_optional_fields(home, tmp_path):
 
 
 def test_report_without_labelled_pixels(home, tmp_path):
-    """Scores are dashes, and sections without data say so."""
+    """Scores are "n/a", and sections without data say so."""
     empty = edit(home / "a", tmp_path / "empty", confusion=np.zeros((8, 8), int).tolist())
     with np.load(empty / "images.npz") as archive:
         arrays = dict(archive)
     zeros = {name: np.zeros_like(arrays[name]) for name in ("counts", "boundary")}
     files.write_arrays(empty / "images.npz", **arrays | zeros)
     page = check_page(render(results.load(empty)))
-    assert (
-        "mIoU\N{EN DASH}%" in page.text and "8 of 8 classes occur in neither ground truth nor prediction" in page.text
-    )
+    assert "mIoUn/a" in page.text and "8 of 8 classes occur in neither ground truth nor prediction" in page.text
+    assert not re.search(r"\bnan\b", page.text) and "n/a%" not in page.text
     assert "The evaluation has no labelled pixel." in page.text and "No image has a labelled pixel." in page.text
 
 

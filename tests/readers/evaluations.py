@@ -41,6 +41,7 @@ def example_results(folder: str, data_dir: str, confusion: np.ndarray) -> dict[s
         "names": ["a", "b", "c"],
         "palette": [[1, 2, 3], [4, 5, 6], [7, 8, 9]],
         "confusion": confusion.tolist(),
+        "boundary_iou": {"convention": "ignored pixels are nobody's neighbours", "miou": 20.5},
         "published": {"miou": 44.2, "source": "https://example.org"},
         "run": {
             "devices": "cpu",

@@ -23,11 +23,6 @@ class ClassLabel(NamedTuple):
     color: str  # in CSS
 
 
-def percent(share: float) -> str:
-    """A share as a percentage with two decimals, a dash for NaN."""
-    return f"{100 * share:.2f}" if math.isfinite(share) else "\N{EN DASH}"
-
-
 def change_from(share: float, reference: float) -> Change | None:
     """The change from a reference share to `share`, None where either is NaN."""
     if not math.isfinite(share - reference):

@@ -3,6 +3,7 @@
 Templates escape all text (autoescape) and fail on a name that does not exist (StrictUndefined).
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import jinja2
 
 from isnet_jax.errors import UserError
 from isnet_jax.evaluation import protocols, published, results
-from isnet_jax.evaluation.report import formatting
+from isnet_jax.evaluation.metrics import percent
+from isnet_jax.evaluation.report.formatting import change_from
 from isnet_jax.evaluation.report.sections import header, sections
 from isnet_jax.evaluation.results import Results
 from isnet_jax.runtime.console import say
@@ -23,18 +25,19 @@ ENVIRONMENT = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-ENVIRONMENT.filters |= {"percent": formatting.percent, "change_from": formatting.change_from}
+ENVIRONMENT.filters |= {"percent": percent, "change_from": change_from}
 
 
 def write_report(directory: str, other: str | None = None, output: str | None = None) -> None:
     """Writes the page on the evaluation in a directory, and prints where, and its row in README's table of recipes.
 
-    other: the directory of an evaluation to compare with; output: the file, by default report.html in the directory.
-    Raises UserError if an evaluation cannot be read or compared, or the file cannot be written.
+    directory: one where `results.find` finds an evaluation; other: the same, of an evaluation to compare with; output:
+    the file, by default report.html beside the evaluation's results.json. Raises UserError if an evaluation cannot be
+    found, read or compared, or the file cannot be written.
     """
-    evaluations = [results.load(path) for path in (directory, other) if path]
+    evaluations = [results.load(results.find(path)) for path in (directory, other) if path]
     page = render(*evaluations)
-    path = Path(output or Path(directory) / "report.html")
+    path = Path(output or evaluations[0].directory / "report.html")
     try:
         atomic_write_text(path, page)
     except OSError as error:
@@ -54,7 +57,8 @@ def recipe_row(evaluations: Sequence[Results]) -> str | None:
         if known:
             network = facts["dataset"], model["backbone"], *map(facts.get, ("checkpoint", "step", "ema"))
             miou = 100 * protocols.scores(evaluation.confusion)["miou"]
-            measured.setdefault(network, {}).setdefault(known.setting, miou)
+            if math.isfinite(miou):
+                measured.setdefault(network, {}).setdefault(known.setting, miou)
     if not measured:
         return None
     (dataset, backbone, *_), scores = next(iter(measured.items()))

@@ -7,14 +7,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from isnet_jax.evaluation import protocols
+from isnet_jax.evaluation.metrics import percent
 from isnet_jax.evaluation.report.confusions import Confusion, frequent_confusions
-from isnet_jax.evaluation.report.formatting import change_from, percent
-from isnet_jax.evaluation.results import Results
+from isnet_jax.evaluation.report.formatting import change_from
+from isnet_jax.evaluation.results import BOUNDARY_CAUTION, Results, has_current_boundary
 
 TERMS = {
     "miou": "mIoU",
     "pixel_accuracy": "pixel accuracy",
     "mean_accuracy": "mean accuracy",
+    "mean_dice": "mean Dice",
+    "mean_precision": "mean precision",
     "frequency_weighted_iou": "freq.-weighted IoU",
     "boundary": "boundary IoU",
 }
@@ -61,6 +64,7 @@ class Scores(NamedTuple):
     worst: ClassScore | None
     confusion: Confusion | None  # the most frequent one
     other: OtherEvaluation | None
+    caution: str  # on how boundary IoU was counted, or ""
     protocols: list[ProtocolRow]
     reasons: list[str]  # why protocols differ
 
@@ -82,6 +86,7 @@ def scores_section(evaluation: Results, other: Results | None) -> Scores:
         worst=worst,
         confusion=next(iter(frequent_confusions(evaluation, 1)), None),
         other=_describe(other) if other else None,
+        caution=BOUNDARY_CAUTION if any(x and not has_current_boundary(x.record) for x in (evaluation, other)) else "",
         protocols=_protocol_rows(evaluation, other),
         reasons=list(filter(None, reasons)),
     )

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from isnet_jax.evaluation import protocols
+from isnet_jax.evaluation.metrics import OTHER_NAMES
 from isnet_jax.evaluation.report import charts
 from isnet_jax.evaluation.report.confusions import MAX_TABLE_CLASSES, confusions_section
 from isnet_jax.evaluation.report.formatting import ClassLabel, class_labels, grouped
@@ -45,7 +46,9 @@ class ClassRow(NamedTuple):
     label: ClassLabel
     iou: float
     other_iou: float | None
-    accuracy: float
+    dice: float
+    precision: float
+    recall: float
     boundary: float
     share: float  # of the labelled pixels
     bar: float  # length, in percent
@@ -60,6 +63,7 @@ class Classes(NamedTuple):
     num_absent: int
     is_comparison: bool
     is_numbered: bool
+    other_names: str  # of the scores
 
 
 class Images(NamedTuple):
@@ -121,7 +125,9 @@ def classes_section(evaluation: Results, other: Results | None) -> Classes:
                 label=labels[k],
                 iou=iou[k],
                 other_iou=reference,
-                accuracy=scores["accuracy"][k],
+                dice=scores["dice"][k],
+                precision=scores["precision"][k],
+                recall=scores["recall"][k],
                 boundary=boundary[k],
                 share=scores["share"][k],
                 bar=100 * np.nan_to_num(iou[k]),
@@ -135,6 +141,7 @@ def classes_section(evaluation: Results, other: Results | None) -> Classes:
         num_absent=int(np.isnan(iou).sum()),
         is_comparison=other is not None,
         is_numbered=len(rows) > MAX_TABLE_CLASSES,
+        other_names=OTHER_NAMES,
     )
 
 
