@@ -5,6 +5,8 @@ import functools
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from isnet_jax.evaluation import boundary, protocols
 
@@ -77,6 +79,18 @@ def test_counts_equal_distances_where_some_pixels_are_ignored():
         for k in range(K):
             of_p, of_g = p & (predicted == k), g & (true == k)
             assert counts[:, k].tolist() == [(of_p & of_g).sum(), of_p.sum(), of_g.sum()]
+
+
+def test_counts_are_the_same_on_images_split_over_devices():
+    """Strips of rows on four devices, narrower than some bands reach."""
+    rng = np.random.default_rng(4)
+    labels, predictions = rng.integers(0, K, (2, 2, 16, 600)).astype(np.uint8)
+    labels[rng.random(labels.shape) < 0.3] = IGNORED
+    sizes = np.array([(16, 600), (13, 250)])
+    expected = counts_of(predictions, labels, sizes)
+    split = NamedSharding(Mesh(np.reshape(jax.devices()[:8], (2, 4)), ("data", "spatial")), P("data", "spatial"))
+    found = counts_of(*(jax.device_put(x, split) for x in (predictions, labels)), sizes)
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("width", [1, 3, 20])  # narrower and wider than the band of 3 pixels
