@@ -2,6 +2,7 @@
 
 usage: python -m isnet_jax.prepare --dataset=NAME [--source=DIR] [--data_dir=DIR] [OPTIONS]
        python -m isnet_jax.prepare --config=FILE [--config.data.source=DIR ...] [OPTIONS]
+       python -m isnet_jax.prepare --from=coco|labelme|cvat --source=DIR --output=DIR
 
   --dataset   ade20k, cityscapes, coco_stuff10k, coco_stuff164k, lip, camvid or scenes
   --source    the folder of the original files
@@ -11,6 +12,9 @@ usage: python -m isnet_jax.prepare --dataset=NAME [--source=DIR] [--data_dir=DIR
   --splits    only these, such as val (default: all)
   --check     only checks, and writes nothing
   --overwrite prepares again what is prepared
+  --from      draws polygons and masks, as COCO, labelme or CVAT store them, into label images. Where objects overlap,
+              smaller ones (COCO), later ones (labelme) or higher ones (CVAT's z_order) lie on top
+  --output    where these labels, links to the images and a config.py are written; not in the source
 
 All problems are reported before anything is prepared; many of one kind are one line, and a file that lists them. After
 an interrupt the same command resumes.
@@ -44,9 +48,14 @@ def _define_flags() -> None:
     flags.DEFINE_list("splits", None, "only these splits")
     flags.DEFINE_boolean("check", False, "check only")
     flags.DEFINE_boolean("overwrite", False, "prepare again")
+    flags.DEFINE_enum("from", None, ["coco", "labelme", "cvat"], "format of annotations")
+    flags.DEFINE_string("output", None, "where labels drawn from annotations are written")
 
 
 def _main(config: "ConfigDict | None", flag_values: Any) -> None:
+    if flag_values["from"].value or flag_values.output:
+        _convert(flag_values)
+        return
     from isnet_jax import datasets
     from isnet_jax.runtime.console import say
 
@@ -61,6 +70,19 @@ def _main(config: "ConfigDict | None", flag_values: Any) -> None:
     counts = ", ".join(f"{split} {info.num_examples}" for split, info in builder.info.splits.items())
     say(f"{name} {'is prepared' if survey else 'was prepared before'}: {counts} examples in {builder.data_path}")
     say(f"train with: {_training_command(config, name, data_dir)}")
+
+
+def _convert(flag_values: Any) -> None:
+    """Draws annotations into label images."""
+    for name in ("from", "source", "output"):
+        if not flag_values[name].value:
+            raise flags.Error(f"--{name} is missing: annotations take --from, --source and --output")
+    for name in ("config", "dataset", "data_dir", "check"):
+        if flag_values[name].value:
+            raise flags.Error(f"--{name} cannot be combined with --from: it is for the data that --from writes")
+    from isnet_jax.annotations import conversion
+
+    conversion.convert(flag_values["from"].value, flag_values.source, flag_values.output)
 
 
 def _data_set(config: "ConfigDict | None", flag_values: Any) -> tuple[str, str | None, str | None, Any]:

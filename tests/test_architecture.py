@@ -21,14 +21,14 @@ FLOORS = (  # from the top; a room imports from itself and from lower floors
     COMMANDS,
     ("training",),
     ("evaluation",),
-    ("checkpoints", "input", "cli"),
+    ("annotations", "checkpoints", "input", "cli"),
     ("datasets", "config"),
     ("models", "runtime"),
     ("errors", "labels"),
 )
 MAX_ROOT_MODULES, MAX_LINES = 16, 400
 WITHOUT_TENSORFLOW = (
-    *("models", "checkpoints", "runtime", "training.step"),
+    *("models", "checkpoints", "runtime", "training.step", "annotations"),
     *(
         f"evaluation.{name}"
         for name in ("inference", "metrics", "loop", "predictor", "prediction_files", "comparison", "results")

@@ -1,0 +1,205 @@
+"""From annotations to a folder of images, label images and a config, which the data set `folder` reads."""
+
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tqdm
+
+from isnet_jax.annotations import coco, cvat, drawing, images, labelme, writing
+from isnet_jax.annotations.findings import Findings
+from isnet_jax.annotations.model import Annotations, Item
+from isnet_jax.errors import UserError, translating_disk_and_memory_errors
+from isnet_jax.labels import IGNORED
+from isnet_jax.runtime import files, interrupts, limits
+from isnet_jax.runtime.console import aligned, say
+from isnet_jax.runtime.threads import map_in_order
+
+READERS = {"coco": coco.read, "labelme": labelme.read, "cvat": cvat.read}
+
+
+class _Checked(NamedTuple):
+    """An item whose image fits its annotations, and the files to write."""
+
+    item: Item
+    size: tuple[int, int]
+    image_file: Path
+    label_file: Path
+
+
+class _Totals:
+    """Sums over the images of a split."""
+
+    def __init__(self, num_classes: int):
+        self.num_images = 0
+        self.objects: Counter[int] = Counter()
+        self.images_with_class = np.zeros(num_classes, np.int64)
+        self.pixels = np.zeros(256, np.int64)
+        self.num_contested = 0
+
+    def add(self, drawn: drawing.Drawing) -> None:
+        """Counts an image."""
+        pixels = np.bincount(drawn.label.ravel(), minlength=256)
+        self.num_images += 1
+        self.objects += drawn.objects
+        self.images_with_class += pixels[: len(self.images_with_class)] > 0
+        self.pixels += pixels
+        self.num_contested += drawn.num_contested
+
+    def table(self, split: str, classes: Sequence[str]) -> str:
+        """An aligned text table of the classes."""
+        labelled, total = max(1, self.pixels[:IGNORED].sum()), max(1, self.pixels.sum())
+        rows = [["  id  class", "objects", "images", "share %"]]
+        for i, name in enumerate(classes):
+            objects = str(self.objects[i]) if i or self.objects[i] else "-"
+            share = f"{100 * self.pixels[i] / labelled:.2f}"
+            rows.append([f"{i:4d}  {name}", objects, str(self.images_with_class[i]), share])
+        ignored = f"{100 * self.pixels[IGNORED] / total:.2f} % of the pixels ignored"
+        return f"{split}: {self.num_images} images, {ignored}; of the others\n{aligned(rows)}"
+
+
+def convert(kind: str, source: str, output: str) -> None:
+    """Writes OUTPUT/labels/SPLIT/NAME.png, links OUTPUT/images/SPLIT/NAME.EXT and OUTPUT/config.py.
+
+    kind: one of READERS; source: the folder of annotations and images, which stays as it is. Equal annotations give
+    equal files, and those of an earlier, perhaps interrupted, run are replaced one by one; config.py is the last.
+    Prints a table of the classes. Raises UserError for annotations that cannot be used.
+    """
+    source_folder, output_folder = (Path(path).expanduser().resolve() for path in (source, output))
+    if not source_folder.is_dir():
+        raise UserError(f"The source {source_folder} is not a folder: give the one that holds annotations and images.")
+    writing.check_output(source_folder, output_folder)
+    interrupts.install("from the first image")
+    findings = Findings()
+    annotations = READERS[kind](source_folder, findings)
+    splits = check_images(annotations, findings)
+    findings.require_none(source_folder)
+    expected = {file for items in splits.values() for _, _, *pair in items for file in pair}
+    writing.check_foreign_files(output_folder, expected)
+    with translating_disk_and_memory_errors(f"Writing {output_folder}", "--output", "from the first image", ""):
+        totals = _write(annotations, splits, output_folder, findings)
+        findings.require_none(source_folder)
+        _write_config(kind, annotations, splits, output_folder)
+    _report(annotations, totals, output)
+
+
+def check_images(annotations: Annotations, findings: Findings) -> dict[str, list[_Checked]]:
+    """The items of each split whose images fit their annotations; the others are problems.
+
+    Raises UserError for a split without images, and if no object can be drawn.
+    """
+    total = sum(map(len, annotations.splits.values()))
+    checked: dict[str, list[_Checked]] = {}
+    with tqdm.tqdm(total=total, desc="checking images", unit=" images", disable=None) as bar:
+        for split, items in annotations.splits.items():
+            names = writing.file_names(item.name for item in items)
+            headers = map_in_order(lambda item: _header(item, annotations.is_upright), items)
+            checked[split], seen = [], set()
+            for item, name, header in zip(items, names, headers):
+                bar.update()
+                if isinstance(header, str):
+                    findings.problems.add(header, item.name)
+                    continue
+                if item.image in seen:
+                    findings.problems.add(f"images of {split} that are annotated twice", item.name)
+                seen |= {item.image} - {None}
+                image_file, label_file = (Path(place, name) for place in writing.places(split))
+                image_file = image_file.with_name(name + header.suffix)
+                label_file = label_file.with_name(f"{name}.png")
+                checked[split].append(_Checked(item, header.size, image_file, label_file))
+            if not items:
+                findings.problems.add("splits without an image", split)
+    if not any(item.objects for items in annotations.splits.values() for item in items):
+        findings.problems.add("annotations without an object that can be drawn, in splits", ", ".join(checked))
+    return checked
+
+
+def _header(item: Item, is_upright: bool) -> images.Header | str:
+    """The header of an item's image, or the kind of problem with it."""
+    try:
+        header = images.read_header(item.image or labelme.embedded_image(item.annotation))
+        images.check(header, item.size, is_upright)
+    except images.ImageError as error:
+        return str(error)
+    suffix = item.image.suffix if item.image else ""
+    return header._replace(suffix=suffix) if suffix.lower() in images.SUFFIXES else header
+
+
+def draw(checked: _Checked) -> drawing.Drawing | str:
+    """The drawing of an item, or the kind of problem with it."""
+    try:
+        return drawing.draw(checked.item.objects, *checked.size)
+    except drawing.ShapeError as error:
+        return str(error)
+
+
+def _write(
+    annotations: Annotations, splits: dict[str, list[_Checked]], output: Path, findings: Findings
+) -> dict[str, _Totals]:
+    """Writes labels and images; shapes that cannot be drawn are problems."""
+    for split in splits:
+        for place in writing.places(split):
+            (output / place).mkdir(parents=True, exist_ok=True)
+            files.require_inside(output, output / place)
+
+    def write(checked: _Checked) -> drawing.Drawing | str:
+        drawn = draw(checked)
+        if not isinstance(drawn, str):
+            writing.write_label(output / checked.label_file, drawn.label, annotations.palette)
+            image = checked.item.image or labelme.embedded_image(checked.item.annotation)
+            writing.write_image(output / checked.image_file, image)
+        return drawn
+
+    totals = {split: _Totals(len(annotations.classes)) for split in splits}
+    with tqdm.tqdm(total=sum(map(len, splits.values())), desc="drawing", unit=" images", disable=None) as bar:
+        for split, items in splits.items():
+            drawings = map_in_order(write, items, lambda item: item.size[0] * item.size[1], 2 * limits.MAX_PIXELS)
+            for checked, drawn in zip(items, drawings):
+                bar.update()
+                if isinstance(drawn, str):
+                    findings.problems.add(drawn, checked.item.name)
+                else:
+                    totals[split].add(drawn)
+    return totals
+
+
+def _write_config(kind: str, annotations: Annotations, splits: dict[str, list[_Checked]], output: Path) -> None:
+    """Writes config.py; one with other content is kept as config.previous.py."""
+    sizes = np.median([checked.size for items in splits.values() for checked in items], axis=0).astype(int)
+    size = int(sizes[0]), int(sizes[1])
+    text = writing.config_text(kind, output.name, annotations.classes, annotations.palette, list(splits), size)
+    path = output / "config.py"
+    if path.is_file() and path.read_bytes() != text.encode():
+        path.replace(output / "config.previous.py")
+        say("note: config.py had other content, which is config.previous.py now")
+    with files.atomic_write(path) as partial:
+        partial.write_bytes(text.encode())
+
+
+def _report(annotations: Annotations, totals: dict[str, _Totals], output: str) -> None:
+    """Prints the tables, what they mean and the next command."""
+    for split, total in totals.items():
+        say(total.table(split, annotations.classes) + "\n")
+    for line in _remarks(annotations, totals):
+        say(line)
+    config = Path(output, "config.py")
+    command = ["python", "-m", "isnet_jax.prepare", f"--config={config}", f"--config.data.source={output}"]
+    say(f"prepare with: {shlex.join(command)}")
+
+
+def _remarks(annotations: Annotations, totals: dict[str, _Totals]) -> Iterator[str]:
+    yield f"Class 0, {annotations.classes[0]}, is every pixel that no object covers."
+    contested = sum(total.num_contested for total in totals.values())
+    if contested:
+        share = 100 * contested / sum(total.pixels.sum() for total in totals.values())
+        yield f"Objects of different classes overlap in {share:.2g} % of the pixels: {annotations.order}."
+    if len(totals) == 1:
+        (split,) = totals
+        shares = {"train": (*writing.places(split), 0.9), "val": (*writing.places(split), 0.1)}
+        yield (
+            f"There is one split, {split}, so config.py evaluates on the images of training. To hold out a tenth of "
+            f"them, remove the line of eval_split and write c.data.folder.splits = {shares!r}"
+        )
