@@ -1,11 +1,14 @@
 """Small files that ask for gigabytes of memory or hours of work."""
 
+import base64
+import json
 import pickle
 import struct
 import zlib
 from collections.abc import Iterator
 from typing import Any
 
+import annotation_trees as trees
 from containers import join_jpeg, join_png, join_webp, join_zip, split_png, split_webp
 from PIL import Image
 from readers.samples import encode, noise
@@ -89,11 +92,44 @@ def all_bombs() -> Iterator[tuple[str, str, Any]]:
     """(name of the reader in READERS, what the bomb is, input of `read`)."""
     yield from _image_bombs()
     yield from _array_bombs()
+    yield from _annotation_bombs()
     yield "Evaluations", "prediction", {"r/predictions/b.png": huge_png(60_000, 60_000, 3)}
     for what, text in {"deep": b"[" * 10**6, "long": b"[" + b"[]," * 10**7 + b"0]", "number": b"9" * 10**6}.items():
         yield "RecordedConfigs", what, text
         yield "Evaluations", what, {"r/results.json": text}
         yield "Progress", what, b"{" + text
+
+
+def _annotation_bombs() -> Iterator[tuple[str, str, Any]]:
+    deep = {"deep": b"[" * 10**6, "number": b"9" * 10**6}
+    long_ring = [0, 0, 100_000, 100_000] * 1_000
+    for what, segmentation in {
+        "outline": [long_ring],
+        "far away": [[0, 0, 1e300, 0, 0, 1e300]],
+        "run": {"size": [20, 30], "counts": [2**40, 1]},
+        "size": {"size": [10**6, 10**6], "counts": [10**12]},
+        "compressed": {"size": [20, 30], "counts": "o" * 10**6 + "0"},
+    }.items():
+        content = trees.coco(["a.jpg"], [trees.annotation(1, 1, segmentation)], {1: "cat"})
+        yield "CocoFiles", what, json.dumps(content).encode()
+    huge, texts = (base64.b64encode(data).decode() for data in (huge_png(color_type=0), huge_jpeg()))
+    mask = trees.labelme("a.jpg", [("x", "mask", [[0, 0], [59_999, 59_999]])])
+    mask["shapes"][0]["mask"] = huge
+    for what, content in {
+        "mask": mask,
+        "embedded": trees.labelme("gone.jpg", [("x", "rectangle", [[0, 0], [5, 5]])], imageData=huge),
+        "embedded jpeg": trees.labelme("gone.jpg", [("x", "rectangle", [[0, 0], [5, 5]])], imageData=texts),
+        "outline": trees.labelme("a.jpg", [("x", "polygon", [[0, 0], [100_000, 100_000]] * 1_000)]),
+    }.items():
+        yield "LabelmeFiles", what, json.dumps(content).encode()
+    for what, text in deep.items():
+        yield "CocoFiles", what, text
+        yield "LabelmeFiles", what, text
+    laughs = "".join(f'<!ENTITY l{i + 1} "{f"&l{i};" * 10}">' for i in range(9))
+    yield "CvatFiles", "laughs", f'<!DOCTYPE x [<!ENTITY l0 "l">{laughs}]><annotations>&l9;</annotations>'.encode()
+    yield "CvatFiles", "deep", b"<annotations>" + b"<a>" * 10**6
+    big = trees.shape("mask", "cat", rle="3600000000", left=0, top=0, width=60_000, height=60_000)
+    yield "CvatFiles", "mask", trees.cvat({"a.jpg": [big]}, {"cat": "#ff0000"}).encode()
 
 
 def _image_bombs() -> Iterator[tuple[str, str, Any]]:

@@ -74,11 +74,15 @@ def convert(kind: str, source: str, output: str) -> None:
     writing.check_output(source_folder, output_folder)
     interrupts.install("from the first image")
     findings = Findings()
-    annotations = READERS[kind](source_folder, findings)
-    splits = check_images(annotations, findings)
-    findings.require_none(source_folder)
-    expected = {file for items in splits.values() for _, _, *pair in items for file in pair}
-    writing.check_foreign_files(output_folder, expected)
+    try:
+        annotations = READERS[kind](source_folder, findings)
+        splits = check_images(annotations, findings)
+        findings.require_none(source_folder)
+    finally:
+        findings.report()
+    writing.check_foreign_files(
+        output_folder, {file for items in splits.values() for _, _, *pair in items for file in pair}
+    )
     with translating_disk_and_memory_errors(f"Writing {output_folder}", "--output", "from the first image", ""):
         totals = _write(annotations, splits, output_folder, findings)
         findings.require_none(source_folder)
@@ -142,8 +146,8 @@ def _write(
     """Writes labels and images; shapes that cannot be drawn are problems."""
     for split in splits:
         for place in writing.places(split):
-            (output / place).mkdir(parents=True, exist_ok=True)
             files.require_inside(output, output / place)
+            (output / place).mkdir(parents=True, exist_ok=True)
 
     def write(checked: _Checked) -> drawing.Drawing | str:
         drawn = draw(checked)

@@ -3,7 +3,7 @@
 from isnet_jax.errors import UserError
 from isnet_jax.runtime import console
 
-MAX_NAMES, MAX_NAME = 3, 100  # names in a line, characters of each
+MAX_NAMES, MAX_NAME = 3, 300  # names in a line, characters of each
 
 
 class Tally:
@@ -35,21 +35,22 @@ class Findings:
     def __init__(self) -> None:
         self.problems, self.notes = Tally(), Tally()
 
-    def report(self) -> None:
-        """Prints all findings to standard error, once."""
-        for line in self.notes.lines():
-            console.warn(f"note: {line}")
-        for line in self.problems.lines():
-            console.warn(f"problem: {line}")
-        self.notes = Tally()
+    def report(self) -> list[str]:
+        """Prints all findings to standard error, once; returns the lines of the problems."""
+        problems = self.problems.lines()
+        for severity, lines in (("note", self.notes.lines()), ("problem", problems)):
+            for line in lines:
+                console.warn(f"{severity}: {line}")
+        self.problems, self.notes = Tally(), Tally()
+        return problems
 
     def require_none(self, source: object) -> None:
-        """Reports all findings; raises UserError if there are problems, with the first of them."""
-        self.report()
-        first, *others = self.problems.lines() or [""]
-        if first:
-            more = f" {len(others)} more of these are listed above." if others else ""
-            raise UserError(
-                f"The annotations in {source} cannot be used as they are: {first}.{more} Correct them and run the "
-                "command again."
-            )
+        """Reports all findings if there are problems, and raises UserError with the first of them."""
+        if not self.problems.lines():
+            return
+        first, *others = self.report()
+        more = f" {len(others)} more of these are listed above." if others else ""
+        raise UserError(
+            f"The annotations in {source} cannot be used as they are: {first}.{more} Correct them and run the "
+            "command again."
+        )

@@ -34,7 +34,9 @@ def read_header(image: Path | bytes) -> Header:
         with image.open("rb") as file:
             return _header(file)
     except Image.DecompressionBombError as error:
-        raise ImageError(f"an image that {error if isinstance(error, limits.TooLarge) else limits.TOO_LARGE}") from None
+        raise ImageError(
+            f"images, each of which {error if isinstance(error, limits.TooLarge) else limits.TOO_LARGE}"
+        ) from None
     except Image.UnidentifiedImageError:
         raise ImageError("images that are not JPEG or PNG files: convert them") from None
     except OSError as error:

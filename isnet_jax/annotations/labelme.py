@@ -10,7 +10,7 @@ import tqdm
 from isnet_jax.annotations import drawing
 from isnet_jax.annotations.drawing import Object, Polygons, Shape, ShapeError, polygon, rectangle
 from isnet_jax.annotations.findings import Findings
-from isnet_jax.annotations.images import SUFFIXES
+from isnet_jax.annotations.images import SUFFIXES, ImageError
 from isnet_jax.annotations.model import SPLITS, Annotations, Classes, Item, split_name
 from isnet_jax.annotations.reading import files_below, find_image, json_files, read_json
 from isnet_jax.errors import UserError
@@ -39,12 +39,12 @@ def read(source: Path, findings: Findings) -> Annotations:
         file = _read_file(path, source / top if folders else source, source, findings)
         if file:
             splits.setdefault(split_name(top) if folders else "train", []).append(file)
+    findings.require_none(source)
     if not splits:
         raise UserError(
             f"There is no labelme file in {source}: a JSON file with imagePath and shapes beside its image."
         )
     _report_unlabelled(source, splits, findings)
-    findings.require_none(source)
     labels = {label for files in splits.values() for file in files for label, _ in file.shapes}
     classes = Classes(sorted(labels - {IGNORE_LABEL, BACKGROUND_LABEL}))
     index = {**classes.index, IGNORE_LABEL: IGNORED, BACKGROUND_LABEL: drawing.BACKGROUND}
@@ -66,8 +66,12 @@ def _report_unlabelled(source: Path, splits: dict[str, list[_File]], findings: F
 
 def _read_file(path: Path, root: Path, source: Path, findings: Findings) -> _File | None:
     """A file, or None if it is none of labelme's, or its image is missing."""
-    content = read_json(path, MAX_BYTES)
     name = path.relative_to(root).with_suffix("").as_posix()
+    try:
+        content = read_json(path, MAX_BYTES)
+    except UserError as error:
+        findings.problems.add("JSON files that cannot be used", str(error).rstrip("."))
+        return None
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
         findings.notes.add("JSON files passed over: they have no shapes", name)
         return None
@@ -95,12 +99,12 @@ def _read_file(path: Path, root: Path, source: Path, findings: Findings) -> _Fil
 
 
 def embedded_image(path: Path) -> bytes:
-    """The image in a labelme file; raises UserError."""
-    data = read_json(path, MAX_BYTES).get("imageData")
+    """The image in a labelme file; raises ImageError, or UserError if the file has changed."""
+    content = read_json(path, MAX_BYTES)
     try:
-        return base64.b64decode(data)
-    except (ValueError, TypeError):
-        raise UserError(f"{path} holds an image (imageData) that is damaged.") from None
+        return base64.b64decode(content["imageData"])
+    except (ValueError, TypeError, KeyError):
+        raise ImageError("embedded images (imageData) that are damaged") from None
 
 
 def _shape(entry: Any, name: str, findings: Findings) -> Shape | None:

@@ -30,7 +30,7 @@ def get_config(backbone="resnet50"):
     c = config.default(backbone)
     c.model.num_classes = {num_classes}
     c.data.name = "folder"
-    c.data.folder.name = {name!r}
+    c.data.folder.name = {name}
     c.data.folder.classes = (  # label values 0, 1, ...; 255 is ignored
 {classes}
     )
@@ -133,20 +133,27 @@ def config_text(
     """The config file; `size` is the median (height, width)."""
     chosen = ""
     if "train" not in splits:
-        chosen += f"    c.data.train_split = {splits[0]!r}\n"
+        chosen += f"    c.data.train_split = {_literal(splits[0])}\n"
     if "val" not in splits:
-        chosen += f"    c.data.eval_split = {'test' if 'test' in splits else splits[0]!r}\n"
+        chosen += f"    c.data.eval_split = {_literal('test' if 'test' in splits else splits[0])}\n"
     return CONFIG.format(
         kind=kind,
         num_classes=len(classes),
-        name=re.sub("[^A-Za-z0-9_-]+", "_", name)[:100] or "annotations",
-        classes="\n".join(f"        {name!r}," for name in classes),
+        name=_literal(re.sub("[^A-Za-z0-9_-]+", "_", name)[:100] or "annotations"),
+        classes="\n".join(f"        {_literal(name)}," for name in classes),
         palette="\n".join(f"        {tuple(color)}," for color in palette),
-        splits="\n".join(f"        {split!r}: {places(split)!r}," for split in splits),
+        splits="\n".join(
+            f"        {_literal(split)}: ({', '.join(map(_literal, places(split)))})," for split in splits
+        ),
         chosen=chosen,
         height=size[0],
         width=size[1],
     )
+
+
+def _literal(text: str) -> str:
+    """A text as Python source, in double quotes where these need no escapes."""
+    return f'"{text}"' if text.isprintable() and not set(text) & set('"\\') else repr(text)
 
 
 def places(split: str) -> tuple[str, str]:

@@ -88,6 +88,17 @@ def test_labels_show_the_colours_of_the_config(source, convert):
     assert colors[255] not in colors[:2]
 
 
+def test_any_class_name_survives_in_the_config(source, convert):
+    """Quotes, braces, code and control characters are names like others."""
+    names = ['"', "'", "\\", '"""\n', "{x}", "\u202e", "\x1b[2J", "日本", "__import__('os')"]
+    write_image(source / "a.jpg")
+    content = coco(["a.jpg"], [annotation(1, 0, [box(0, 0, 4, 4)])], dict(enumerate(names)))
+    write_json(source / "train.json", content)
+    result = convert("coco")
+    assert result.config.data.folder.classes == ("background", *names)
+    assert "\x1b" not in result.stdout + result.stderr
+
+
 def test_the_source_is_never_written_to(source, tmp_path, refuse):
     write_coco(source)
     before = contents(source)
@@ -100,7 +111,7 @@ def test_the_source_is_never_written_to(source, tmp_path, refuse):
     (tmp_path / "linked2").mkdir()
     (tmp_path / "linked2/labels").symlink_to(tmp_path / "empty")
     assert "leads out of" in refuse("coco", tmp_path / "linked2")
-    assert contents(source) == before and not list((tmp_path / "empty").rglob("*.png"))
+    assert contents(source) == before and not list((tmp_path / "empty").iterdir())
 
 
 def test_files_of_earlier_annotations_are_refused(source, convert, tmp_path):

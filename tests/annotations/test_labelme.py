@@ -141,3 +141,19 @@ def test_images_that_do_not_fit_are_refused(source, refuse):
 def test_a_source_without_labelme_files_is_refused(source, refuse):
     write_json(source / "a.json", {"images": []})
     assert "There is no labelme file in" in refuse("labelme")
+
+
+def test_damaged_files_are_one_line(source, refuse):
+    for i in range(5):
+        write(source, f"a{i}", [rectangle("x", 0, 0, 4, 4)])
+        (source / f"a{i}.json").write_text("{" * i)
+    said = refuse("labelme")
+    assert (
+        "JSON files that cannot be used: 5 (" in said and said.count("is not a JSON file") == 6
+    )  # listed, then the error
+    for i in range(5):
+        write_json(source / f"a{i}.json", labelme("", [rectangle("x", 0, 0, 4, 4)], imageData="AAAA" if i else "A"))
+        (source / f"a{i}.jpg").unlink()
+    said = refuse("labelme")
+    assert "embedded images (imageData) that are damaged: 1 (a0)" in said
+    assert "images that are not JPEG or PNG files: convert them: 4 (a1, a2, a3, ...)" in said

@@ -3,6 +3,7 @@
 READERS is the list that test_fuzz.py, test_bombs.py and test_security.py share. Every new reader is added to it.
 """
 
+from readers.annotations import CocoFiles, CvatFiles, LabelmeFiles
 from readers.base import Reader
 from readers.checkpoints import Checkpoints, PthLegacy, PthZip
 from readers.configs import CommandLines, RecordedConfigs
@@ -20,6 +21,9 @@ READERS: dict[str, type[Reader]] = {
         Matrices,
         Journals,
         Prepared,
+        CocoFiles,
+        LabelmeFiles,
+        CvatFiles,
         RecordedConfigs,
         CommandLines,
         Evaluations,

@@ -18,6 +18,7 @@ from readers import Checkpoints, Prepared
 from readers.samples import encode, jpegs, noise
 
 from isnet_jax import config, datasets
+from isnet_jax.annotations import cvat, reading
 from isnet_jax.checkpoints import pth
 from isnet_jax.datasets import decoding, image_files, label_files, mat
 from isnet_jax.errors import UserError
@@ -199,6 +200,8 @@ def test_jpeg_size_agrees_with_tensorflow():
         lambda path: label_files.read_label(path),
         lambda path: mat.read_mat(path, "S"),
         lambda path: files.read_json(path),
+        lambda path: reading.read_json(path, 9),
+        lambda path: list(cvat._elements(path)),
         lambda path: files.read_arrays(path, "a"),
     ],
 )

@@ -41,6 +41,9 @@ QUICK = dict(
     Journals=400,
     Progress=300,
     Prepared=40,
+    CocoFiles=300,
+    LabelmeFiles=300,
+    CvatFiles=300,
     Checkpoints=20,
     PthZip=500,
     PthLegacy=500,
@@ -176,6 +179,7 @@ def fuzz_in_subprocess(folder: Path, counts: dict[str, int]) -> None:
     "names",
     [
         ("Photographs", "DataImages", "DataLabels", "Records", "Matrices", "Journals", "Prepared"),
+        ("CocoFiles", "LabelmeFiles", "CvatFiles"),
         ("RecordedConfigs", "CommandLines", "Evaluations", "Progress", "Checkpoints", "PthZip", "PthLegacy"),
     ],
     ids="-".join,
