@@ -103,7 +103,7 @@ def _parse(content: Any, path: Path, split: str, source: Path, findings: Finding
     for annotation in tqdm.tqdm(content["annotations"], desc=description, unit=" annotations", disable=None):
         _add_annotation(annotation, images, categories, path, findings)
     for image, objects in images.values():
-        if not objects:
+        if image.image and not objects:
             findings.notes.add(f"images of {split} without an object, which are all background", image.name)
     return _File({key: image for key, image in images.items() if image.item.image}, categories)
 

@@ -204,6 +204,6 @@ def _remarks(annotations: Annotations, totals: dict[str, _Totals]) -> Iterator[s
         (split,) = totals
         shares = {"train": (*writing.places(split), 0.9), "val": (*writing.places(split), 0.1)}
         yield (
-            f"There is one split, {split}, so config.py evaluates on the images of training. To hold out a tenth of "
-            f"them, remove the line of eval_split and write c.data.folder.splits = {shares!r}"
+            f"There is one split, {split}: config.py trains and evaluates on the same images. To hold out a tenth of "
+            f"them, write in place of its lines of splits, train_split and eval_split: c.data.folder.splits = {shares!r}"
         )
