@@ -127,7 +127,7 @@ def _annotation_bombs() -> Iterator[tuple[str, str, Any]]:
         yield "LabelmeFiles", what, text
     laughs = "".join(f'<!ENTITY l{i + 1} "{f"&l{i};" * 10}">' for i in range(9))
     yield "CvatFiles", "laughs", f'<!DOCTYPE x [<!ENTITY l0 "l">{laughs}]><annotations>&l9;</annotations>'.encode()
-    yield "CvatFiles", "deep", b"<annotations>" + b"<a>" * 10**6
+    yield "CvatFiles", "deep", b"<annotations>" + b"<a>" * 10**5
     big = trees.shape("mask", "cat", rle="3600000000", left=0, top=0, width=60_000, height=60_000)
     yield "CvatFiles", "mask", trees.cvat({"a.jpg": [big]}, {"cat": "#ff0000"}).encode()
 

@@ -204,6 +204,7 @@ def _remarks(annotations: Annotations, totals: dict[str, _Totals]) -> Iterator[s
         (split,) = totals
         shares = {"train": (*writing.places(split), 0.9), "val": (*writing.places(split), 0.1)}
         yield (
-            f"There is one split, {split}: config.py trains and evaluates on the same images. To hold out a tenth of "
-            f"them, write in place of its lines of splits, train_split and eval_split: c.data.folder.splits = {shares!r}"
+            f"There is one split, {split}: config.py trains and evaluates on the same images. To hold out a tenth "
+            f"of them, write in place of its lines of splits, train_split and eval_split: "
+            f"c.data.folder.splits = {shares!r}"
         )
