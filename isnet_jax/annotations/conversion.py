@@ -12,6 +12,7 @@ import tqdm
 from isnet_jax.annotations import coco, cvat, drawing, images, labelme, writing
 from isnet_jax.annotations.findings import Findings
 from isnet_jax.annotations.model import Annotations, Item
+from isnet_jax.datasets import decoding
 from isnet_jax.errors import UserError, translating_disk_and_memory_errors
 from isnet_jax.labels import IGNORED
 from isnet_jax.runtime import files, interrupts, limits
@@ -25,7 +26,7 @@ class _Checked(NamedTuple):
     """An item whose image fits its annotations, and the files to write."""
 
     item: Item
-    size: tuple[int, int]
+    fit: images.Fit
     image_file: Path
     label_file: Path
 
@@ -100,7 +101,7 @@ def check_images(annotations: Annotations, findings: Findings) -> dict[str, list
     with tqdm.tqdm(total=total, desc="checking images", unit=" images", disable=None) as bar:
         for split, items in annotations.splits.items():
             names = writing.file_names(item.name for item in items)
-            headers = map_in_order(lambda item: _header(item, annotations.is_upright), items)
+            headers = map_in_order(lambda item: _read_header(item, annotations.is_upright), items)
             checked[split], seen = [], set()
             for item, name, header in zip(items, names, headers):
                 bar.update()
@@ -111,31 +112,39 @@ def check_images(annotations: Annotations, findings: Findings) -> dict[str, list
                     findings.problems.add(f"images of {split} that are annotated twice", item.name)
                 seen |= {item.image} - {None}
                 image_file, label_file = (Path(place, name) for place in writing.places(split))
-                image_file = image_file.with_name(name + header.suffix)
+                suffix, fit = header
+                image_file = image_file.with_name(name + suffix)
                 label_file = label_file.with_name(f"{name}.png")
-                checked[split].append(_Checked(item, header.size, image_file, label_file))
+                checked[split].append(_Checked(item, fit, image_file, label_file))
             if not items:
                 findings.problems.add("splits without an image", split)
+    turned = {fit.is_turned for items in checked.values() for _, fit, *_ in items} - {None}
+    if len(turned) == 2:
+        findings.problems.add(
+            "sets in which some images were annotated as EXIF turns them, and others as they are stored: save them "
+            "turned, without EXIF (mogrify -auto-orient), where annotations fit them so. In splits",
+            ", ".join(checked),
+        )
     if not any(item.objects for items in annotations.splits.values() for item in items):
         findings.problems.add("annotations without an object that can be drawn, in splits", ", ".join(checked))
     return checked
 
 
-def _header(item: Item, is_upright: bool) -> images.Header | str:
-    """The header of an item's image, or the kind of problem with it."""
+def _read_header(item: Item, is_upright: bool) -> tuple[str, images.Fit] | str:
+    """Suffix and fit of an item's image, or the kind of problem with it."""
     try:
         header = images.read_header(item.image or labelme.embedded_image(item.annotation))
-        images.check(header, item.size, is_upright)
+        fit = images.fit(header, item.size, is_upright)
     except images.ImageError as error:
         return str(error)
     suffix = item.image.suffix if item.image else ""
-    return header._replace(suffix=suffix) if suffix.lower() in images.SUFFIXES else header
+    return suffix if suffix.lower() in decoding.SUFFIXES else header.suffix, fit
 
 
 def draw(checked: _Checked) -> drawing.Drawing | str:
     """The drawing of an item, or the kind of problem with it."""
     try:
-        return drawing.draw(checked.item.objects, *checked.size)
+        return drawing.draw(checked.item.objects, *checked.fit.size)
     except drawing.ShapeError as error:
         return str(error)
 
@@ -160,7 +169,9 @@ def _write(
     totals = {split: _Totals(len(annotations.classes)) for split in splits}
     with tqdm.tqdm(total=sum(map(len, splits.values())), desc="drawing", unit=" images", disable=None) as bar:
         for split, items in splits.items():
-            drawings = map_in_order(write, items, lambda item: item.size[0] * item.size[1], 2 * limits.MAX_PIXELS)
+            drawings = map_in_order(
+                write, items, lambda item: item.fit.size[0] * item.fit.size[1], 2 * limits.MAX_PIXELS
+            )
             for checked, drawn in zip(items, drawings):
                 bar.update()
                 if isinstance(drawn, str):
@@ -172,9 +183,12 @@ def _write(
 
 def _write_config(kind: str, annotations: Annotations, splits: dict[str, list[_Checked]], output: Path) -> None:
     """Writes config.py; one with other content is kept as config.previous.py."""
-    sizes = np.median([checked.size for items in splits.values() for checked in items], axis=0).astype(int)
-    size = int(sizes[0]), int(sizes[1])
-    text = writing.config_text(kind, output.name, annotations.classes, annotations.palette, list(splits), size)
+    fits = [checked.fit for items in splits.values() for checked in items]
+    height, width = np.median([fit.size for fit in fits], axis=0).astype(int).tolist()
+    exif = all(fit.is_turned is not False for fit in fits)
+    text = writing.config_text(
+        kind, output.name, annotations.classes, annotations.palette, list(splits), (height, width), exif
+    )
     path = output / "config.py"
     if path.is_file() and path.read_bytes() != text.encode():
         path.replace(output / "config.previous.py")

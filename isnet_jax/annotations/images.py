@@ -6,11 +6,13 @@ from typing import BinaryIO, NamedTuple
 
 from PIL import Image
 
+from isnet_jax.datasets import decoding
 from isnet_jax.runtime import limits
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
-FORMATS = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png"}  # Pillow's name: the usual suffix
-ORIENTATION = 274  # the EXIF tag; 1 is upright
+USUAL_SUFFIXES = {  # by Pillow's names of formats
+    **{"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp"},
+    **{"BMP": ".bmp", "TIFF": ".tif", "GIF": ".gif", "AVIF": ".avif"},
+}
 
 
 class ImageError(ValueError):
@@ -21,8 +23,15 @@ class Header(NamedTuple):
     """What is known of an image before it is decoded."""
 
     size: tuple[int, int]  # (height, width) as stored
-    orientation: int  # as in EXIF
+    orientation: int  # as in EXIF; 1 is upright
     suffix: str  # of its format
+
+
+class Fit(NamedTuple):
+    """How annotations lie on an image."""
+
+    size: tuple[int, int]  # (height, width) of what was annotated
+    is_turned: bool | None  # whether EXIF orientation had been applied; None if there is nothing to apply
 
 
 def read_header(image: Path | bytes) -> Header:
@@ -38,7 +47,7 @@ def read_header(image: Path | bytes) -> Header:
             f"images, each of which {error if isinstance(error, limits.TooLarge) else limits.TOO_LARGE}"
         ) from None
     except Image.UnidentifiedImageError:
-        raise ImageError("images that are not JPEG or PNG files: convert them") from None
+        raise ImageError(f"images that are not {', '.join(decoding.FORMATS)} files: convert them") from None
     except OSError as error:
         raise ImageError(f"images that cannot be read ({error.strerror or 'damaged'})") from None
     except Exception:  # Pillow raises a wide mix on damaged files
@@ -46,23 +55,22 @@ def read_header(image: Path | bytes) -> Header:
 
 
 def _header(file: BinaryIO) -> Header:
-    with limits.open_image(file, ("JPEG", "PNG")) as image:
-        # Without a look at the info, Pillow would decode a PNG to look for EXIF behind the pixels.
-        orientation = image.getexif().get(ORIENTATION) if "exif" in image.info else None
-        known = orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
-        return Header((image.height, image.width), known, FORMATS[image.format or ""])
+    with limits.open_image(file, decoding.FORMATS) as image:
+        orientation = decoding.read_orientation(image, file)
+        return Header((image.height, image.width), orientation, USUAL_SUFFIXES[image.format or ""])
 
 
-def check(header: Header, size: tuple[int, int] | None, is_upright: bool) -> None:
-    """Raises ImageError if objects drawn on an image of `size`, (height, width), do not fit the stored pixels.
+def fit(header: Header, size: tuple[int, int] | None, is_upright: bool) -> Fit:
+    """How objects lie that were drawn on an image of `size`, (height, width), if that is known.
 
-    is_upright: whether they were drawn on the image as EXIF turns it.
+    is_upright: whether they were drawn on the image as EXIF turns it, where the size does not tell. Raises ImageError
+    if they do not fit the image.
     """
-    turned = f"the EXIF orientation {header.orientation}"
-    advice = "save the images turned, without EXIF (mogrify -auto-orient), where the annotations fit them so"
-    if size and size != header.size:
-        if header.orientation >= 5 and size == header.size[::-1]:
-            raise ImageError(f"images stored with {turned}, which the annotated size includes: {advice}")
+    upright = header.size[::-1] if header.orientation >= 5 else header.size
+    if size not in (None, header.size, upright):
         raise ImageError("images of another size than annotated")
-    if is_upright and header.orientation != 1:
-        raise ImageError(f"images stored with {turned}, as which the annotator saw them: {advice}")
+    if header.orientation == 1:
+        return Fit(header.size, None)
+    if size is not None and upright != header.size:
+        is_upright = size == upright
+    return Fit(upright if is_upright else header.size, is_upright)

@@ -10,9 +10,10 @@ import tqdm
 from isnet_jax.annotations import drawing
 from isnet_jax.annotations.drawing import Object, Polygons, Shape, ShapeError, polygon, rectangle
 from isnet_jax.annotations.findings import Findings
-from isnet_jax.annotations.images import SUFFIXES, ImageError
+from isnet_jax.annotations.images import ImageError
 from isnet_jax.annotations.model import SPLITS, Annotations, Classes, Item, split_name
 from isnet_jax.annotations.reading import files_below, find_image, json_files, read_json
+from isnet_jax.datasets.decoding import SUFFIXES
 from isnet_jax.errors import UserError
 from isnet_jax.labels import IGNORED
 

@@ -40,7 +40,7 @@ def get_config(backbone="resnet50"):
     c.data.folder.splits = {{
 {splits}
     }}
-{chosen}    # Fit these sizes to your images, whose median is {width} x {height} (width x height).
+{chosen}{exif}    # Fit these sizes to your images, whose median is {width} x {height} (width x height).
     c.augment.resize = (2048, 512)  # (long, short) side before the random scale; () keeps the sizes
     c.augment.crop_size = (512, 512)  # (height, width)
     c.test.resize = (2048, 512)  # (long, short), or () for the original sizes
@@ -129,6 +129,7 @@ def config_text(
     palette: Sequence[tables.Color],
     splits: Sequence[str],
     size: tuple[int, int],
+    exif: bool,
 ) -> str:
     """The config file; `size` is the median (height, width)."""
     chosen = ""
@@ -146,6 +147,7 @@ def config_text(
             f"        {_literal(split)}: ({', '.join(map(_literal, places(split)))})," for split in splits
         ),
         chosen=chosen,
+        exif="" if exif else "    c.data.folder.exif = False  # the labels fit the images as they are stored\n",
         height=size[0],
         width=size[1],
     )

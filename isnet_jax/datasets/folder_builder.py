@@ -17,7 +17,7 @@ from isnet_jax.datasets.pairing import Findings, Pair
 from isnet_jax.datasets.problems import FileProblem
 from isnet_jax.errors import UserError
 
-MAX_TRIED = 50  # labels from which it is found out what they are read by
+MAX_TRIED = 500  # labels from which it is found out what they are read by
 
 
 class FolderBuilder(SegmentationBuilder):
@@ -99,7 +99,6 @@ class FolderBuilder(SegmentationBuilder):
 
     def _find_out_what_to_read(self, pairs: Sequence[Pair]) -> str:
         """VALUES or COLORS: by the first label that can only be read by one of them."""
-        holds_colors = False
         for pair in pairs[:MAX_TRIED]:
             try:
                 label = self.read_label(pair.label)
@@ -108,8 +107,7 @@ class FolderBuilder(SegmentationBuilder):
             found = label_values.evidence(label, self.TRAIN_IDS, self.IDS_OF_COLORS)
             if found:
                 return found
-            holds_colors |= label.values is None or label.palette is not None
-        return COLORS if holds_colors else VALUES
+        return VALUES  # they agree, as far as one sees; `_to_train_ids` refuses a label in which they do not
 
     def _to_train_ids(self, label: LabelImage, path: Path) -> np.ndarray:
         """The train ids of a label, uint8 (H, W); raises FileProblem."""

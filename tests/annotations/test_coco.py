@@ -174,12 +174,24 @@ def test_files_that_contradict_themselves_are_refused(source, refuse, change, me
         assert message in said, said
 
 
-def test_images_turned_by_exif_are_told(source, refuse):
+@pytest.mark.parametrize("turned", [True, False])
+def test_the_annotated_size_says_whether_exif_was_applied(source, convert, turned):
     exif = Image.Exif()
     exif[ORIENTATION] = 6
-    write(source, [annotation(1, CAT, [box(0, 0, 4, 4)])], height=WIDTH, width=HEIGHT)
+    write(source, [annotation(1, CAT, [box(0, 0, 4, 9)])])
+    write_image(source / "a.jpg", exif=exif, **({"height": WIDTH, "width": HEIGHT} if turned else {}))
+    result = convert("coco")
+    np.testing.assert_array_equal(result.label("train/a"), filled((1, 0, 0, 4, 9)))
+    assert result.config.data.folder.exif == turned
+
+
+def test_sets_of_turned_and_stored_images_are_refused(source, refuse):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    write(source, [annotation(i, CAT, [box(0, 0, 4, 9)]) for i in (1, 2)], names=("a.jpg", "b.jpg"))
     write_image(source / "a.jpg", exif=exif)
-    assert "images stored with the EXIF orientation 6, which the annotated size includes" in refuse("coco")
+    write_image(source / "b.jpg", exif=exif, height=WIDTH, width=HEIGHT)
+    assert "some images were annotated as EXIF turns them, and others as they are stored" in refuse("coco")
 
 
 def test_two_files_of_a_split_are_refused(source, refuse):

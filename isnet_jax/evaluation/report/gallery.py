@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from isnet_jax import datasets
+from isnet_jax.datasets import decoding
 from isnet_jax.errors import UserError
 from isnet_jax.evaluation import metrics
 from isnet_jax.evaluation.report import images
@@ -142,6 +143,9 @@ def _example(source: Any, i: int, name: str, num_classes: int) -> tuple[np.ndarr
         limits.open_image(io.BytesIO(limits.decodable(example[key])), ("JPEG", "PNG")) for key in ("image", "label")
     )
     pixels, classes = np.asarray(image.convert("RGB")), np.asarray(label)
+    if source.upright:
+        file = io.BytesIO(example["image"])
+        pixels = decoding.turned(pixels, decoding.read_orientation(limits.open_image(file, ("JPEG", "PNG")), file))
     if classes.max(where=classes != IGNORED, initial=0) >= num_classes:
         raise ValueError(f"its label has classes beyond the {num_classes} of the evaluation")
     return pixels, classes
