@@ -27,10 +27,6 @@ USES = {  # (module, private name): reason; a class's own name stands before a m
     ): "holds the client of JAX's key-value store, which Orbax takes from there, too; there is no public way to it",
     ("isnet_jax/runtime/interrupts.py", "os._exit"): OS_EXIT,
     (
-        "isnet_jax/datasets/common.py",
-        "tensorflow_datasets.core.utils.gcs_utils._is_gcs_disabled",
-    ): "keeps TFDS from looking for data sets on the network",
-    (
         "isnet_jax/datasets/preparation.py",
         "tensorflow_datasets.core.utils.tqdm_utils._active",
     ): "to restore the setting of the progress bar; TFDS can set it, but not tell it",

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shutil
 import time
 import warnings
@@ -48,6 +49,12 @@ class Checkpoints:
         the workdir cannot be written or holds another run; its messages call the workdir `flag`.
         """
         self.workdir = Path(os.path.abspath(workdir))
+        wildcard = re.search(r"[*?[]", str(self.workdir))
+        if wildcard:
+            raise UserError(
+                f"{self.workdir} holds the character {wildcard[0]}, which Orbax takes for a wildcard: choose another "
+                f"{flag}."
+            )
         try:
             self.workdir.mkdir(parents=True, exist_ok=True)
             files.require_inside(self.workdir, *files.symbolic_links(self.workdir))

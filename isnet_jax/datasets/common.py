@@ -50,7 +50,6 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder):
         self.source = source
         self.splits: tuple[str, ...] | None = None  # those to prepare, or all
         self.findings = Findings()  # of `items`
-        tfds.core.utils.gcs_utils._is_gcs_disabled = True  # nothing here may access the network
         super().__init__(**kwargs)
 
     @abc.abstractmethod
@@ -99,7 +98,7 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder):
             source=str(self.source or ""),
             upright=self.UPRIGHT,
         )
-        return tfds.core.DatasetInfo(
+        return _DatasetInfo(
             builder=self,
             features=features,
             metadata=metadata,
@@ -176,6 +175,13 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder):
         pass
 
     def _log_download_done(self) -> None:
+        pass
+
+
+class _DatasetInfo(tfds.core.DatasetInfo):
+    """Asks no server for what is not prepared; TFDS would leave an empty temporary folder each time."""
+
+    def initialize_from_bucket(self) -> None:
         pass
 
 

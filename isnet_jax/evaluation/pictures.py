@@ -8,13 +8,14 @@ from jaxtyping import Array
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
+from isnet_jax.evaluation import fonts
 from isnet_jax.labels import IGNORED
 from isnet_jax.runtime.sharding import from_devices
 
 if TYPE_CHECKING:  # imports TensorFlow
     from isnet_jax.input.pipeline import EvalBatch
 
-MARGIN, HEADER, LEGEND_WIDTH = 6, 18, 150  # pixels around a panel, in height of a line of text, in width of an entry
+MARGIN, HEADER, SWATCH = 6, 18, 18  # pixels around a panel, in height of a line of text, of the colour before a name
 Row = tuple[np.ndarray, ...]  # image, ground truth, and one prediction or more
 
 
@@ -38,25 +39,31 @@ def comparison(
     black where the ground truth is ignored.
     """
     height = max(image.shape[0] for image, *_ in rows)
-    width = max(image.shape[1] for image, *_ in rows)
-    total_width = len(titles) * (width + MARGIN)
-    entries_per_line = max(1, total_width // LEGEND_WIDTH)
+    width = max(*(image.shape[1] for image, *_ in rows), *map(fonts.width, titles))
+    entry_width = SWATCH + max(map(fonts.width, names)) + 2 * MARGIN
+    total_width = max(len(titles) * (width + MARGIN), entry_width)
+    entries_per_line = total_width // entry_width
     legend_lines = -(-len(names) // entries_per_line)
     legend_top = HEADER + len(rows) * (height + MARGIN)
     sheet = Image.new("RGB", (total_width + MARGIN, legend_top + legend_lines * HEADER + MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
-        draw.text((MARGIN + column * (width + MARGIN), 3), title, fill="black")
+        _write(draw, MARGIN + column * (width + MARGIN), 2, title)
     for row, (image, ground_truth, *predictions) in enumerate(rows):
         judged = [np.where(ground_truth == IGNORED, IGNORED, prediction) for prediction in predictions]
         panels = [image, *(colorize(classes, palette) for classes in (ground_truth, *judged))]
         for column, pixels in enumerate(panels):
             sheet.paste(Image.fromarray(pixels), (MARGIN + column * (width + MARGIN), HEADER + row * (height + MARGIN)))
     for i, name in enumerate(names):
-        x, y = MARGIN + (i % entries_per_line) * LEGEND_WIDTH, legend_top + (i // entries_per_line) * HEADER
+        x, y = MARGIN + (i % entries_per_line) * entry_width, legend_top + (i // entries_per_line) * HEADER
         draw.rectangle((x, y + 2, x + 12, y + 14), fill=tuple(palette[i]), outline="black")
-        draw.text((x + 18, y + 3), name, fill="black")
+        _write(draw, x + SWATCH, y + 2, name)
     return sheet
+
+
+def _write(draw: ImageDraw.ImageDraw, x: int, y: int, text: str) -> None:
+    shown, font = fonts.choose(text)
+    draw.text((x, y), shown, fill="black", font=font)
 
 
 class ComparisonSheet:

@@ -17,7 +17,7 @@ from PIL import Image
 from isnet_jax.config import inference_settings
 from isnet_jax.datasets import decoding
 from isnet_jax.errors import UserError, printable, translating_disk_and_memory_errors
-from isnet_jax.evaluation import pictures
+from isnet_jax.evaluation import pictures, prediction_inputs
 from isnet_jax.evaluation.predictor import Predictor, Task, class_names_and_palette, load
 from isnet_jax.runtime import files, sharding
 from isnet_jax.runtime.console import say
@@ -49,8 +49,8 @@ def predict_images(
     file_format: one of FORMATS, or None for the class indices and an overlay. Raises UserError for anything the user
     can correct and, at the end, if some images could not be predicted.
     """
-    images = find_images(inputs)
-    check_output(output, images, inputs)
+    images, passed_over = prediction_inputs.find_images(inputs)
+    prediction_inputs.check_output(output, images, inputs)
     config, model, variables = load(checkpoint, config, ema)
     file_values = FORMATS[file_format] if file_format else None
     if file_values and len(file_values) != config.model.num_classes:
@@ -72,85 +72,13 @@ def predict_images(
         frequent = [i for i in pixels.argsort()[::-1][:MOST_FREQUENT] if pixels[i]]
         say("most frequent classes: " + ", ".join(f"{names[i]} {100 * shares[i]:.1f} %" for i in frequent))
         say(f"{num_predicted} image{'s' if num_predicted > 1 else ''} predicted: {output}")
+    if passed_over:
+        say(f"passed over: {prediction_inputs.describe(passed_over)}")
     if num_failures:
         raise UserError(
             f"{num_failures} of {len(images)} images could not be predicted, for the reasons above. Repair those "
             f"files or leave them out; {num_predicted or 'no'} predictions are in {output}."
         )
-
-
-def find_images(inputs: Sequence[str | Path]) -> dict[Path, Path]:
-    """{name in the output, relative and without suffix: path} of the images in `inputs`, files and folders.
-
-    A folder contributes all images below it, recognised by their suffix, except hidden ones. Raises UserError for a
-    path that does not exist, for a folder without images, and if two images would have the same name.
-    """
-    images: dict[Path, Path] = {}
-    for given in inputs:
-        path = Path(given)
-        if path.is_dir():
-            named = _images_below(path)
-            if not named:
-                raise UserError(f"The folder {given} holds no images ({', '.join(decoding.SUFFIXES)}).")
-        elif path.exists():
-            named = [(Path(path.name), path)]
-        else:
-            raise UserError(f"The image or folder {given} does not exist.")
-        for name, file in named:
-            name = name.with_suffix("")
-            if name in images:
-                raise UserError(
-                    f"{images[name]} and {file} would both be written to {name}.png: rename one, or predict "
-                    "them into different --output directories."
-                )
-            images[name] = file
-    return images
-
-
-def _images_below(folder: Path) -> list[tuple[Path, Path]]:
-    """(path relative to the folder, path) of the images below it that are not hidden."""
-
-    def fail(error: OSError) -> None:
-        raise UserError(f"The folder {error.filename} cannot be read ({error.strerror}).")
-
-    paths = sorted(
-        Path(directory) / name
-        for directory, _, names in os.walk(folder, onerror=fail)
-        for name in names
-        if name.lower().endswith(decoding.SUFFIXES)
-    )
-    named = [(path.relative_to(folder), path) for path in paths]
-    return [(name, path) for name, path in named if not any(part.startswith(".") for part in name.parts)]
-
-
-def check_output(output: str | Path, images: Mapping[Path, Path], inputs: Sequence[str | Path]) -> None:
-    """Raises UserError if writing to the directory `output` would touch an input, or anything outside `output`."""
-    root = Path(output).resolve()
-    for given in inputs:
-        path = Path(given).resolve()
-        if root == path.parent and path.is_file() or path.is_dir() and root.is_relative_to(path):
-            raise UserError(
-                f"--output={output} is where the images of {given} are; choose a directory apart from them."
-            )
-    paths = {path.resolve(): path for path in images.values()}
-    for name in images:
-        for target in output_paths(root, name):
-            if target in paths:
-                raise UserError(
-                    f"With --output={output}, {paths[target]}, an image to predict, would be overwritten; choose "
-                    "another directory."
-                )
-    for parent in {name.parent for name in images}:
-        if not (root / parent).resolve().is_relative_to(root):
-            raise UserError(
-                f"{Path(output) / parent} leads out of --output={output} by a symbolic link: remove the "
-                "link, or choose another directory."
-            )
-
-
-def output_paths(root: Path, name: Path) -> tuple[Path, Path]:
-    """The files written for an image: its prediction, and the overlay."""
-    return root / name.with_name(f"{name.name}.png"), root / name.with_name(f"{name.name}_overlay.jpg")
 
 
 def overlay(image: np.ndarray, prediction: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
@@ -180,7 +108,7 @@ def _write(
     file_values: Sequence[int] | None,
 ) -> np.ndarray:
     """Writes the files of an image; returns the pixels of each class, int64 (256,)."""
-    png, jpg = output_paths(root, task.name)
+    png, jpg = prediction_inputs.output_paths(root, task.name)
     if file_values:
         save_image(png, Image.fromarray(np.array(file_values, np.uint8)[prediction]))
     else:

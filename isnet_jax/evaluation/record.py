@@ -26,6 +26,7 @@ from isnet_jax.runtime.sharding import from_devices
 if TYPE_CHECKING:  # imports TensorFlow
     from isnet_jax.input.pipeline import EvalBatch
 
+MAX_NAME_BYTES = 200  # of a prediction's file, without suffix
 SAVE_SECONDS = 20  # between saves: a kill loses no more work than this, and the batches in flight
 RELEVANT = "backbone", "num_classes", "activation", "shortcut", "dtype"  # fields of config.model that affect results
 
@@ -203,7 +204,12 @@ def _identity(facts: Mapping[str, Any], stamp: Any) -> str:
 
 
 def _unique_filenames(image_names: Sequence[str]) -> list[str]:
-    """Names of the prediction files: those of the images, numbered where they repeat."""
+    """Names of the prediction files: those of the images, numbered where they repeat, and shortened if long."""
+    long = {i for i, name in enumerate(image_names) if len(name.encode()) > MAX_NAME_BYTES}
+    image_names = [
+        f"{name.encode()[:MAX_NAME_BYTES].decode(errors='ignore')}-{i}" if i in long else name
+        for i, name in enumerate(image_names)
+    ]
     repeated = Counter(image_names)
     names = [name if repeated[name] == 1 else f"{name}-{i}" for i, name in enumerate(image_names)]
     if len(set(names)) < len(names):  # numbering made a new repetition, as for a, a and a-0

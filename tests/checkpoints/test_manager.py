@@ -32,6 +32,19 @@ def test_checkpoints_keep_the_newest(tmp_path):
         assert checkpoints.steps() == [3, 2]
 
 
+@pytest.mark.parametrize("name", ["run [1]", "run*", "what?"])
+def test_workdirs_that_orbax_would_take_for_patterns_are_refused(tmp_path, name):
+    with pytest.raises(UserError, match="takes for a wildcard: choose another --output"):
+        save(tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", ["a run", "lauf ü 路 🚗", "a]b", "%s {x} 'y'", "x" * 255])
+def test_workdirs_may_have_any_other_name(tmp_path, name):
+    save(tmp_path / name)
+    np.testing.assert_equal(load_variables(tmp_path / name, VARIABLES), VARIABLES)
+
+
 def test_checkpoints_refuse_a_workdir_without_config(tmp_path):
     save(tmp_path)
     (tmp_path / "config.json").unlink()

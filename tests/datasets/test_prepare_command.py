@@ -19,9 +19,9 @@ from isnet_jax.errors import UserError
 ORIENTATION = 274  # the EXIF tag
 
 
-def run(*args):
+def run(*args, **environment):
     command = [sys.executable, "-m", "isnet_jax.prepare", *map(str, args)]
-    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, env=os.environ | environment)
 
 
 def exif(orientation):
@@ -174,7 +174,9 @@ def test_prepare_prints_tables_and_the_command_to_train(samples, tmp_path):
     assert end == "camvid: no problems, nothing written\n"
 
     overrides = f"--config.data.source={source}", f"--config.data.data_dir={data}", "--config.train.epochs=3"
-    done = run("--config=configs/camvid.py", *overrides)
+    (tmp_path / "temporary").mkdir()
+    done = run("--config=configs/camvid.py", *overrides, TMPDIR=str(tmp_path / "temporary"))
+    assert not list((tmp_path / "temporary").iterdir())
     assert done.returncode == 0 and done.stdout == (
         f"{tables}\n\ncamvid is prepared: train 3, val 3, test 3 examples in {data}/camvid/1.0.0\n"
         f"train with: python -m isnet_jax.main --config=configs/camvid.py --config.data.data_dir={data} "

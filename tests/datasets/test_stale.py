@@ -138,6 +138,15 @@ def test_shares_divide_the_pairs(tmp_path):
     assert parts[0] == parts[1] != parts[2]
 
 
+@pytest.mark.parametrize("name", ["data [1]", "d*", "d?", "a]b", "ü 路", "x" * 255])
+def test_data_dirs_and_sources_may_have_any_name(own, tmp_path, name):
+    tree, folder = own
+    source = tree.rename(tmp_path / f"{name[:200]} source")
+    datasets.prepare("folder", tmp_path / name, source, folder)
+    builder = datasets.load("folder", tmp_path / name, source, folder)
+    assert set(labels(builder, "train")) == {"0", "1", "2"}
+
+
 def test_counts_of_pixels_are_kept(own, tmp_path):
     tree, folder = own
     builder = datasets.load("folder", tmp_path / "data", tree, folder)
