@@ -10,7 +10,7 @@ import defusedxml
 import defusedxml.ElementTree
 
 from isnet_jax.annotations import drawing
-from isnet_jax.annotations.drawing import Object, Polygons, Shape, ShapeError, polygon, rectangle
+from isnet_jax.annotations.drawing import NoArea, Object, Polygons, Shape, ShapeError, polygon, rectangle
 from isnet_jax.annotations.findings import Findings
 from isnet_jax.annotations.model import Annotations, Classes, Item, split_name
 from isnet_jax.annotations.reading import check_size, files_below, find_image
@@ -122,6 +122,8 @@ def _read_image(
             label = element.get("label", "")
             try:
                 shapes.append((_integer(element.attrib, "z_order", 0), label, _BUILDERS[element.tag](element.attrib)))
+            except NoArea as error:
+                findings.notes.add(f"{error}, which are not drawn", name)
             except ShapeError as error:
                 findings.problems.add(str(error), name)
             if label not in labels.colors:

@@ -25,6 +25,10 @@ class ShapeError(ValueError):
     """A shape that cannot be drawn. The message is a noun phrase, a kind of findings."""
 
 
+class NoArea(ShapeError):
+    """A shape that covers nothing. The message is a noun phrase."""
+
+
 class Patch(NamedTuple):
     """The pixels of a shape inside a rectangle of the image."""
 
@@ -149,7 +153,7 @@ def polygon(values: Any) -> np.ndarray:
     """The points of a polygon, see `points`. Raises ShapeError for fewer than 3, or an outline without end."""
     ring = points(values)
     if len(ring) < 3:
-        raise ShapeError("polygons of fewer than 3 points")
+        raise NoArea("polygons of fewer than 3 points")
     if np.abs(ring - np.roll(ring, 1, axis=0)).max(1).sum() + len(ring) > MAX_OUTLINE:
         raise ShapeError(f"polygons whose outline is longer than {MAX_OUTLINE} pixels")
     return ring
@@ -169,7 +173,7 @@ def ellipse(center: Sequence[float], radii: Sequence[float], degrees: float = 0.
     """A checked ellipse; raises ShapeError."""
     (cx, cy), (a, b), (angle, _) = points([center, radii, (degrees, 0.0)]).tolist()
     if min(a, b) <= 0:
-        raise ShapeError("ellipses without an area")
+        raise NoArea("ellipses without an area")
     return Ellipse((cx, cy), (a, b), angle)
 
 

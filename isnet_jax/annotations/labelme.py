@@ -2,13 +2,13 @@
 
 import base64
 from collections.abc import Callable
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import tqdm
 
 from isnet_jax.annotations import drawing
-from isnet_jax.annotations.drawing import Object, Polygons, Shape, ShapeError, polygon, rectangle
+from isnet_jax.annotations.drawing import NoArea, Object, Polygons, Shape, ShapeError, polygon, rectangle
 from isnet_jax.annotations.findings import Findings
 from isnet_jax.annotations.images import ImageError
 from isnet_jax.annotations.model import SPLITS, Annotations, Classes, Item, split_name
@@ -77,7 +77,7 @@ def _read_file(path: Path, root: Path, source: Path, findings: Findings) -> _Fil
         findings.notes.add("JSON files passed over: they have no shapes", name)
         return None
     image_path = content.get("imagePath")
-    names = [image_path, PureWindowsPath(image_path).name] if isinstance(image_path, str) else []
+    names = [image_path] if isinstance(image_path, str) else []
     names += [f"{path.stem}{suffix}" for suffix in SUFFIXES]
     image = next((found for text in names if (found := find_image(text, [path.parent], source))), None)
     if image is None and not isinstance(content.get("imageData"), str):
@@ -91,11 +91,14 @@ def _read_file(path: Path, root: Path, source: Path, findings: Findings) -> _Fil
     for entry in content["shapes"]:
         try:
             shape = _shape(entry, name, findings)
+        except NoArea as error:
+            findings.notes.add(f"{error}, which are not drawn", name)
+            continue
         except ShapeError as error:
             findings.problems.add(str(error), name)
             continue
         if shape:
-            shapes.append((entry["label"], shape))
+            shapes.append((entry["label"].strip(), shape))
     return _File(Item(name, image, path, size, []), shapes)
 
 

@@ -53,9 +53,10 @@ def check_size(path: Path, descriptor: int, max_bytes: int) -> None:
 def find_image(name: str, folders: Iterable[Path], source: Path) -> Path | None:
     """The first file `name` in these folders, never outside the source; None if there is none.
 
-    The name may hold folders, with either slash.
+    The name may hold folders, with either slash; those of another machine count for nothing.
     """
-    for text in dict.fromkeys((name, PureWindowsPath(name).as_posix())):
+    windows = PureWindowsPath(name)
+    for text in dict.fromkeys((name, windows.as_posix(), windows.name)):
         for folder in folders:
             path = os.path.normpath(os.path.join(folder, text))
             if os.path.isfile(path) and Path(path).is_relative_to(source):

@@ -55,7 +55,7 @@ class CocoStuff10k(FolderBuilder):
         return find_pairs(source, "images", "annotations", self.findings, f"imageLists/{split}.txt", (".mat",))
 
     def read_label(self, path: Path) -> LabelImage:
-        return LabelImage(read_mat(path, "S"), None, None)
+        return LabelImage(read_mat(path, "S"))
 
 
 class CocoStuff164k(FolderBuilder):

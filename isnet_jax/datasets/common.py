@@ -78,9 +78,9 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder):
         """How a config would accept what has `problems`, "" if there is no way."""
         return ""
 
-    def doubts(self, survey: Survey) -> list[str]:
-        """Problems that no single file shows."""
-        return []
+    def doubts(self, survey: Survey) -> tuple[list[str], list[str]]:
+        """Problems and warnings that no single file shows."""
+        return [], []
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = tfds.features.FeaturesDict(

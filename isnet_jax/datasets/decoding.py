@@ -26,6 +26,11 @@ TURNS = {  # orientation: whether the rows of the stored image are reversed, the
     7: (True, True, True),
     8: (False, True, True),
 }
+UPRIGHT = False, False, False
+BITS, COMPRESSION, PLANES = 258, 259, 284  # TIFF tags
+TIFF_STARTS = b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"
+# Suffixes of photographs and films that Pillow does not read.
+UNREADABLE = (".heic", ".heif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".psd", ".mp4", ".mov", ".avi")
 DEEP_MODES = ("I", "F")  # of Pillow: 32 bits, without a scale
 
 
@@ -45,10 +50,10 @@ def read_header(path: Path) -> Header:
         limits.check_file(path)
         with path.open("rb") as file, limits.open_image(file, FORMATS) as image:
             orientation = read_orientation(image, file)
-            size = image.size if orientation >= 5 else image.size[::-1]
+            size = stored_size(image, orientation)
     except Exception as error:  # Pillow raises a wide mix on damaged files
         raise _user_error(path, error) from None
-    return Header(size, orientation)
+    return Header(size[::-1] if orientation >= 5 else size, orientation)
 
 
 def decode(path: Path, header: Header) -> np.ndarray:
@@ -75,16 +80,39 @@ def to_rgb(data: bytes) -> np.ndarray:
         limits.check_scans(data)
         data = jpeg.completed(data)
     with limits.open_image(io.BytesIO(data), FORMATS) as image:
+        orientation = read_orientation(image, io.BytesIO(data)) if image.format == "TIFF" else 1
+        check_tiff(image)
         if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PNG"):  # Pillow would clip it
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if image.mode in DEEP_MODES:
             raise ValueError("it has 32 bits a channel: scale it to 8")
-        return np.asarray(image.convert("RGB"))
+        pixels = np.asarray(image.convert("RGB"))
+    rows, columns, exchange = TURNS.get(orientation, UPRIGHT)  # Pillow has turned a TIFF
+    pixels = pixels.swapaxes(0, 1) if exchange else pixels
+    return pixels[:: -1 if rows else 1, :: -1 if columns else 1]
+
+
+def check_tiff(image: Image.Image) -> None:
+    """Raises ValueError for a TIFF that Pillow would misread: bands of 16 bits one after the other, uncompressed."""
+    tags = getattr(image, "tag_v2", {})
+    if image.format == "TIFF" and tags.get(PLANES) == 2 and tags.get(COMPRESSION, 1) == 1 and max(bits(image)) > 8:
+        raise ValueError("it is a planar TIFF of 16 bits: save it with interleaved channels")
+
+
+def bits(image: Image.Image) -> tuple[int, ...]:
+    """The bits of each channel of a TIFF."""
+    value = getattr(image, "tag_v2", {}).get(BITS, 1)
+    return value if isinstance(value, tuple) else (value,)
+
+
+def stored_size(image: Image.Image, orientation: int) -> tuple[int, int]:
+    """(height, width) of an image as it is stored; Pillow turns the size of a TIFF."""
+    return image.size if image.format == "TIFF" and orientation >= 5 else image.size[::-1]
 
 
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """A stored image (H, W, ...) of this EXIF orientation, upright, as viewers show it."""
-    rows, columns, exchange = TURNS.get(orientation, (False, False, False))
+    rows, columns, exchange = TURNS.get(orientation, UPRIGHT)
     pixels = pixels[:: -1 if rows else 1, :: -1 if columns else 1]
     return pixels.swapaxes(0, 1) if exchange else pixels
 
@@ -93,7 +121,7 @@ def stored_region(
     region: tuple[int, int, int, int], stored_size: tuple[int, int], orientation: int
 ) -> tuple[int, int, int, int]:
     """Where a region of the upright image, (top, left, height, width), lies in the stored image of (height, width)."""
-    rows, columns, exchange = TURNS.get(orientation, (False, False, False))
+    rows, columns, exchange = TURNS.get(orientation, UPRIGHT)
     top, left, height, width = region
     if exchange:
         top, left, height, width = left, top, width, height
@@ -132,11 +160,13 @@ def _user_error(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} {why_unreadable(error)}")
 
 
-def why_unreadable(error: Exception, formats: tuple[str, ...] = FORMATS) -> str:
+def why_unreadable(error: Exception, formats: tuple[str, ...] = FORMATS, data: bytes = b"") -> str:
     """What an error of reading an image of one of `formats` says about the file: "is damaged (...)."."""
     if isinstance(error, Image.DecompressionBombError):  # Pillow's own limit is higher, but may be hit first
         return f"{error if isinstance(error, limits.TooLarge) else limits.TOO_LARGE}."
     if isinstance(error, Image.UnidentifiedImageError):
+        if data.startswith(TIFF_STARTS):
+            return "is a TIFF of bands or numbers that cannot be read: save it with 8 bits, in grey or RGB."
         return f"is not a readable {', '.join(formats[:-1])} or {formats[-1]} file."
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read ({error.strerror})."

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from isnet_jax.datasets import folder_config, label_values, tables
 from isnet_jax.datasets.folder_builder import FolderBuilder
 from isnet_jax.datasets.label_values import COLORS, LabelProblem
-from isnet_jax.datasets.pairing import UNLABELLED, Pair, find_pairs
+from isnet_jax.datasets.pairing import ORPHANED, UNLABELLED, Pair, find_pairs
 from isnet_jax.datasets.statistics import Survey
 from isnet_jax.errors import UserError
 from isnet_jax.labels import IGNORED
@@ -20,6 +20,12 @@ from isnet_jax.labels import IGNORED
 LIST_ADVICE = (
     "To leave images without a label out, give a split a third element, a text file under config.data.source with one "
     "name a line: ('JPEGImages', 'SegmentationClass', 'ImageSets/Segmentation/train.txt'), for instance."
+)
+
+
+PATTERN_ADVICE = (
+    "If names differ in their endings, write patterns whose stars match the same text in both: ('images/*.jpg', "
+    "'labels/*.jpg.png') or ('images/*_img.jpg', 'labels/*_gt.png'), for instance."
 )
 
 
@@ -37,7 +43,6 @@ class Folder(FolderBuilder):
 
     DESCRIPTION = "Images and labels of a user."
     LAYOUT = "the folders in config.data.folder.splits"
-    IS_USERS_OWN = True
 
     def __init__(self, *, folder: Mapping[str, Any] | None = None, config: FolderConfig | None = None, **kwargs: Any):
         """The builder of the data set that `folder`, config.data.folder, describes; raises UserError if it is invalid.
@@ -53,6 +58,7 @@ class Folder(FolderBuilder):
         names = fields["classes"]
         self.NAMES = tuple(name for name in names if name)
         self.UPRIGHT = fields["exif"]
+        self.compares_palettes = not fields["label_values"]
         ids = train_ids(names)
         self.TRAIN_IDS = value_table(ids, fields["label_values"])
         colors = tables.colors_of_named(names, fields["palette"])
@@ -83,17 +89,22 @@ class Folder(FolderBuilder):
             before += other_share if other_place == place else 0
         order = sorted(pairs, key=lambda pair: hashlib.sha256(f"{seed}/{pair.name}".encode()).digest())
         first, end = (round(len(order) * part) for part in (before, before + share))
+        if pairs and first == end:
+            self.findings.problems.append(
+                f"The split {split} takes {share} of {len(pairs)} pairs, which is none: write a larger share."
+            )
         return sorted(order[first:end])
 
-    def _recorded_fields(self) -> dict[str, Any]:
+    def _recorded_fields(self, depends_on_palette: bool) -> dict[str, Any]:
         """The fields that the records depend on, as JSON stores them."""
-        fields = folder_config.as_json({name: value for name, value in self.fields.items() if name != "palette"})
-        return fields | ({"palette": folder_config.as_json(self.fields["palette"])} if self.reads_by == COLORS else {})
+        names = [name for name in self.fields if depends_on_palette or name != "palette"]
+        return folder_config.as_json({name: self.fields[name] for name in names})
 
     def require_same_fields(self) -> None:
         """See `SegmentationBuilder.require_same_fields`; earlier versions recorded fewer fields."""
         current = folder_config.as_json(self.fields)
-        changed = [name for name, value in self.info.metadata["folder"].items() if current.get(name) != value]
+        recorded = {"label_values": [], "split_seed": 0, **self.info.metadata["folder"]}
+        changed = [name for name, value in recorded.items() if current.get(name) != value]
         if changed:
             raise UserError(
                 f"{self.data_path} has been prepared with other {' and '.join(changed)} in config.data.folder: prepare "
@@ -102,12 +113,13 @@ class Folder(FolderBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         info = super()._info()
-        info.metadata["folder"] = self._recorded_fields()
+        info.metadata["folder"] = self._recorded_fields(True)
         return info
 
-    def write(self, *args: Any) -> None:
-        self.info.metadata["folder"] = self._recorded_fields()  # it is known now what labels are read by
-        super().write(*args)
+    def write(self, survey: Survey, *args: Any) -> None:
+        has_colors = any(split.num_palettes or split.num_by_color for split in survey.statistics.values())
+        self.info.metadata["folder"] = self._recorded_fields(has_colors)
+        super().write(survey, *args)
 
     def _create_builder_config(self, builder_config: FolderConfig, version: Any) -> FolderConfig:
         return builder_config  # TFDS would warn about a config that the class does not list
@@ -115,26 +127,34 @@ class Folder(FolderBuilder):
     def advice(self, problems: Sequence[UserError | str]) -> str:
         """See `SegmentationBuilder.advice`: the lines of a config for what was found."""
         found: dict[str, label_values.Found] = {}
-        sentences = [LIST_ADVICE] * any(getattr(problem, "kind", "") == UNLABELLED for problem in problems)
+        kinds = {getattr(problem, "kind", "") for problem in problems}
+        sentences = [PATTERN_ADVICE if ORPHANED in kinds else LIST_ADVICE] if UNLABELLED in kinds else []
         for problem in problems:
             if isinstance(problem, LabelProblem):
                 total = found.setdefault(problem.by, {})
                 for value, pixels in problem.found.items():
                     total[value] = total.get(value, 0) + pixels
-        sentences += [folder_config.advice(by, total, self.fields["classes"]) for by, total in found.items()]
+        sentences += [folder_config.advice(by, total, self.fields) for by, total in found.items()]
         return " ".join(sentences)
 
-    def doubts(self, survey: Survey) -> list[str]:
+    def doubts(self, survey: Survey) -> tuple[list[str], list[str]]:
         """See `SegmentationBuilder.doubts`: masks of 0 and 255 leave one class, and nothing to learn."""
-        pixels = np.sum([split.pixels for split in survey.statistics.values()], axis=0)
+        if self.fields["label_values"] or self.reads_by == COLORS:
+            return [], []
+        splits = survey.statistics.values()
+        pixels = np.sum([split.pixels for split in splits], axis=0)
         (occurring,) = np.nonzero(pixels[:-1])
-        if len(occurring) != 1 or not pixels[-1] or self.fields["label_values"] or self.reads_by == COLORS:
-            return []
-        (value,) = np.flatnonzero(occurring[0] == self.TRAIN_IDS)
-        return [
-            f"All labels hold two values: {value} ({self.NAMES[occurring[0]]}) and 255, which is ignored. "
-            f"{folder_config.binary_advice(int(value), self.fields['classes'])}"
-        ]
+        if len(occurring) == 1 and pixels[-1]:
+            (value,) = np.flatnonzero(occurring[0] == self.TRAIN_IDS)
+            found = f"All labels hold two values: {value} ({self.NAMES[occurring[0]]}) and 255, which is ignored. "
+            return [found + folder_config.binary_advice(int(value), self.fields["classes"])], []
+        num_binary, num_mixed = sum(split.num_binary for split in splits), sum(split.num_mixed for split in splits)
+        if num_binary and not num_mixed and len(self.NAMES) == 2:
+            return [], [
+                f"{num_binary} labels hold one class and 255, which is ignored, and none holds both classes and 255. "
+                "If 255 is a class in these, write c.data.folder.label_values = (0, (1, 255))."
+            ]
+        return [], []
 
 
 def train_ids(names: Sequence[str]) -> np.ndarray:

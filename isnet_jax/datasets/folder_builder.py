@@ -10,6 +10,7 @@ import numpy as np
 
 from isnet_jax.datasets import image_files, label_files, label_values
 from isnet_jax.datasets.common import SegmentationBuilder
+from isnet_jax.datasets.image_files import CheckedImage
 from isnet_jax.datasets.journal import Finding
 from isnet_jax.datasets.label_files import LabelImage
 from isnet_jax.datasets.label_values import COLORS, VALUES
@@ -27,6 +28,7 @@ class FolderBuilder(SegmentationBuilder):
     IDS_OF_COLORS: Mapping[int, int] = {}  # {0xrrggbb: train id}; if empty, labels are read by their values
 
     reads_by = VALUES  # or COLORS; set by `items`
+    compares_palettes = False  # whether palettes must agree: nothing else says that indices mean the same in all labels
 
     @property
     def all_splits(self) -> tuple[str, ...]:
@@ -60,12 +62,14 @@ class FolderBuilder(SegmentationBuilder):
     def check(self, pair: Pair) -> Finding:
         """Reads both files and reports all that is wrong with them, see `SegmentationBuilder.check`."""
         errors: list[UserError] = []
-        size, orientation, num_bytes, label, ids = None, 1, 0, None, None
+        size, image, label, ids = None, None, None, None
         try:
-            size, orientation, num_bytes = image_files.check_image(pair.image)
+            image = image_files.check_image(pair.image)
+            size = image.size
         except UserError as error:
             errors.append(error)
             size = image_files.read_size(pair.image)
+        orientation = image.orientation if image else 1
         try:
             label = self.read_label(pair.label)
             ids = self._to_train_ids(label, pair.label)
@@ -74,32 +78,31 @@ class FolderBuilder(SegmentationBuilder):
         label_size = image_files.read_size(pair.label, label_files.FORMATS) if label is None else label.shape
         if size and label_size and self._size(size, orientation) != label_size:
             errors.append(self._size_problem(pair, size, label_size, orientation))
-        if errors or size is None or ids is None or label is None:
+        if errors or image is None or ids is None or label is None:
             return Finding(errors=tuple(errors))
         counts = image_files.count_ids(ids, len(self.NAMES))
         png = image_files.encode_label(ids)
         is_palette = label.palette is not None and self.reads_by == VALUES
         return Finding(
-            warnings=tuple(self._warnings(pair, orientation, counts)),
+            warnings=tuple(self._warnings(pair, image, counts)),
             label=png,
-            size=self._size(size, orientation),
+            size=self._size(image.size, orientation),
             counts=counts,
-            colors=label_values.used_palette(label) if is_palette and self.IS_USERS_OWN else (),
+            colors=label_values.used_palette(label) if is_palette and self.compares_palettes else (),
             palette=is_palette,
             by_color=self.reads_by == COLORS,
             turned=self.UPRIGHT and orientation != 1,
-            num_bytes=len(png) + num_bytes,
+            num_bytes=len(png) + image.num_bytes,
         )
-
-    IS_USERS_OWN = False  # whether nothing is known of how its labels were made
 
     def _size(self, stored: tuple[int, int], orientation: int) -> tuple[int, int]:
         """The (height, width) of an image in training."""
         return stored[::-1] if self.UPRIGHT and orientation >= 5 else stored
 
     def _find_out_what_to_read(self, pairs: Sequence[Pair]) -> str:
-        """VALUES or COLORS: by the first label that can only be read by one of them."""
-        for pair in pairs[:MAX_TRIED]:
+        """VALUES or COLORS: by the first label, of some from the whole data set, that can only be read by one."""
+        number, has_colors = min(len(pairs), MAX_TRIED), False
+        for pair in [pairs[i * len(pairs) // number] for i in range(number)]:
             try:
                 label = self.read_label(pair.label)
             except UserError:  # `check` reports it
@@ -107,7 +110,9 @@ class FolderBuilder(SegmentationBuilder):
             found = label_values.evidence(label, self.TRAIN_IDS, self.IDS_OF_COLORS)
             if found:
                 return found
-        return VALUES  # they agree, as far as one sees; `_to_train_ids` refuses a label in which they do not
+            has_colors |= label.values is None
+        # Where both agree, as far as one sees, `_to_train_ids` refuses a label in which they do not.
+        return COLORS if has_colors else VALUES
 
     def _to_train_ids(self, label: LabelImage, path: Path) -> np.ndarray:
         """The train ids of a label, uint8 (H, W); raises FileProblem."""
@@ -143,8 +148,13 @@ class FolderBuilder(SegmentationBuilder):
             text += f" The EXIF orientation of the image is {orientation}, which may be the cause."
         return FileProblem(pair.image, text, "sizes differ")
 
-    def _warnings(self, pair: Pair, orientation: int, counts: np.ndarray) -> list[FileProblem]:
-        warnings = []
+    def _warnings(self, pair: Pair, image: CheckedImage, counts: np.ndarray) -> list[FileProblem]:
+        warnings, orientation = [], image.orientation
+        if image.is_dark:
+            text = (
+                "is nearly black in 8 bits, since its 16 bits hold numbers of 12 at most: scale them to the full range."
+            )
+            warnings.append(FileProblem(pair.image, text))
         if orientation != 1 and not self.UPRIGHT:
             text = (
                 f"has the EXIF orientation {orientation}, and its stored size is that of its label: the record keeps "

@@ -10,7 +10,7 @@ from isnet_jax.datasets.patterns import num_stars
 from isnet_jax.errors import UserError
 
 MAX_VALUE = 2**16 - 1  # of a label file
-MAX_COLORS = 40  # in a line to write
+MAX_COLORS, MAX_MISSING = 40, 5  # in a message
 
 
 def with_defaults(folder: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,24 +115,41 @@ def _is_pattern(place: str) -> bool:
     return bool(place) and all("**" not in part or part == "**" for part in place.split("/"))
 
 
-def advice(by: str, found: label_values.Found, classes: Sequence[str]) -> str:
+def advice(by: str, found: label_values.Found, fields: Mapping[str, Any]) -> str:
     """The line of a config that accepts labels with the values or colours `found`."""
+    classes = fields["classes"]
     if by == VALUES:
-        values = sorted(found)
-        example = values if len(values) == len(classes) else [*range(len(classes) - 1), "..."]
-        return (
-            f"These labels hold the values {label_values.shares(found)}. If they mean other classes than 0, 1, ... in "
-            f"the order of config.data.folder.classes, write c.data.folder.label_values = {_tuple(example)}: the "
-            "value, or a tuple of several, of each class. A class '' takes values to ignore."
-        )
+        return _value_advice(found, classes)
     total = sum(found.values())
-    shown = [color for color in sorted(found, key=found.__getitem__, reverse=True) if color >= 0][:MAX_COLORS]
+    shown = sorted(found, key=found.__getitem__, reverse=True)[:MAX_COLORS]
     listed = ", ".join(f"{label_values.rgb(color)} {100 * found[color] / total:.2g} %" for color in shown)
-    colors = [label_values.rgb(color) for color in shown[: max(2, len(classes))]]
+    text = f"These labels hold {len(found)} colours: {listed}."
+    rare = "Rare colours are often smoothed edges: export labels without anti-aliasing."
+    known = [tuple(color) for color in fields["palette"]]
+    if known:
+        missing = [label_values.rgb(color) for color in shown if label_values.rgb(color) not in known]
+        return (
+            f"{text} config.data.folder.palette lacks {_tuple(missing[:MAX_MISSING])}"
+            f"{' and more' if len(missing) > MAX_MISSING else ''}: add them, with a class '' for a colour to ignore. "
+            f"{rare}"
+        )
+    example = [label_values.rgb(color) for color in shown[: max(2, len(classes))]]
     return (
-        f"These labels hold {len(found)} colours: {listed}. If colours mean classes, write the colour of each class in "
-        f"the order of config.data.folder.classes: c.data.folder.palette = {_tuple(colors)}. A class '' takes a "
-        "colour to ignore. Rare colours are often smoothed edges: export labels without anti-aliasing."
+        f"{text} If colours mean classes, write the colour of each class, in the order of config.data.folder.classes: "
+        f"c.data.folder.palette = {_tuple(example)}, for instance. A class '' takes a colour to ignore. {rare}"
+    )
+
+
+def _value_advice(found: label_values.Found, classes: Sequence[str]) -> str:
+    text = f"These labels hold the values {label_values.shares(found)}."
+    values = sorted(found)
+    if values[0] < 0 or values[-1] > MAX_VALUE:
+        return f"{text} Values of classes must be from 0 to {MAX_VALUE}: export labels with such values."
+    example = values if len(values) == len(classes) else [*range(len(classes) - 1), "..."]
+    return (
+        f"{text} If they mean other classes than 0, 1, ... in the order of config.data.folder.classes, write "
+        f"c.data.folder.label_values = {_tuple(example)}: the value, or a tuple of several, of each class. A class '' "
+        "takes values to ignore."
     )
 
 

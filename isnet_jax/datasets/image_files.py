@@ -5,6 +5,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -39,30 +40,43 @@ def open_image(path: Path, formats: tuple[str, ...]) -> tuple[bytes, Image.Image
         if data.startswith(limits.JPEG):
             limits.check_scans(data)
     except Exception as error:  # for damaged files Pillow raises struct.error, SyntaxError and others
-        raise FileProblem(path, "is empty." if data == b"" else decoding.why_unreadable(error, formats)) from None
+        raise FileProblem(
+            path, "is empty." if data == b"" else decoding.why_unreadable(error, formats, data or b"")
+        ) from None
     return data, image
 
 
 def read_size(path: Path, formats: tuple[str, ...] = decoding.FORMATS) -> tuple[int, int] | None:
     """(height, width) of the stored image in a file's header, or None if it cannot be read."""
     try:
-        _, image = open_image(path, formats)
+        data, image = open_image(path, formats)
     except FileProblem:
         return None
-    return image.height, image.width
+    return decoding.stored_size(image, decoding.read_orientation(image, io.BytesIO(data)))
 
 
-def check_image(path: Path) -> tuple[tuple[int, int], int, int]:
+class CheckedImage(NamedTuple):
+    """The facts about an image that is intact."""
+
+    size: tuple[int, int]  # (height, width) as stored
+    orientation: int  # as in EXIF; 1 is upright
+    num_bytes: int  # in a record, at most
+    is_dark: bool  # whether 16 bits a channel hold numbers of 12 at most, which are nearly black in 8
+
+
+def check_image(path: Path) -> CheckedImage:
     """Decodes an image of any format and colour mode, as training will, to prove that it is intact.
 
-    Returns the (height, width) of the stored image, its EXIF orientation (1 if there is none), and the bytes that it
-    takes in a record, at most. Raises FileProblem.
+    Raises FileProblem.
     """
     data, image = open_image(path, decoding.FORMATS)
-    size, orientation = (image.height, image.width), decoding.read_orientation(image, io.BytesIO(data))
+    orientation = decoding.read_orientation(image, io.BytesIO(data))
+    size = decoding.stored_size(image, orientation)
     try:
         if not _is_plain(data, image):
-            return size, orientation, decoding.to_rgb(data).size
+            is_deep = image.mode.startswith("I") or data.startswith(limits.PNG)
+            pixels = decoding.to_rgb(data)
+            return CheckedImage(size, orientation, pixels.size, is_deep and bool(pixels.max() < 16))
         data = _completed(data)
         # Damage shows in the entropy code: an eighth of the size proves as much as the whole.
         decode_image(data, ratio=8)
@@ -71,7 +85,7 @@ def check_image(path: Path) -> tuple[tuple[int, int], int, int]:
         raise FileProblem(path, f"is damaged ({why}).") from None
     except Exception as error:
         raise FileProblem(path, decoding.why_unreadable(error)) from None
-    return size, orientation, len(data)
+    return CheckedImage(size, orientation, len(data), False)
 
 
 def record_image(path: Path, upright: bool) -> bytes:

@@ -20,8 +20,9 @@ class LabelImage(NamedTuple):
     """The content of a label file. A greyscale value is also a colour, and a palette index has one."""
 
     values: np.ndarray | None  # integers (H, W): greyscale values or palette indices; None for other colour images
-    palette: np.ndarray | None  # int64 (n,): the colour of each value, 0xrrggbb; None unless it is a palette image
-    colors: np.ndarray | None  # int32 (H, W): 0xrrggbb of a colour image whose channels differ
+    palette: np.ndarray | None = None  # int64 (n,): the colour of each value, 0xrrggbb; None without a palette
+    colors: np.ndarray | None = None  # int32 (H, W): 0xrrggbb of a colour image whose channels differ
+    white: int = 255  # the greyscale value that is white
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -38,32 +39,43 @@ def read_label(path: Path) -> LabelImage:
         raise FileProblem(
             path, "is a JPEG, whose compression changes the values of classes: write labels as PNG files."
         )
+    stretch, pages = _stretch(image), getattr(image, "n_frames", 1)
+    if image.format == "TIFF" and pages > 1:
+        raise FileProblem(path, f"has {pages} pages: write one image, with a value for each class.")
+    if image.format == "TIFF" and len(decoding.bits(image)) > 1 and max(decoding.bits(image)) > 8:
+        raise FileProblem(path, "is a colour TIFF of more than 8 bits a channel: write a greyscale one.")
     try:
         if data.startswith(limits.PNG) and data[24] == 16 and data[25] != 0:  # Pillow would drop the lower 8 bits
-            return _from_channels(_read_deep_png(data))
+            return _from_channels(_read_deep_png(data), path)
         pixels = np.array(image)  # the indices of a palette image; image.convert would look up their colours
+    except FileProblem:
+        raise
     except Exception as error:
         raise FileProblem(path, decoding.why_unreadable(error, FORMATS)) from None
     if image.mode in ("P", "PA"):
         palette = np.array(image.getpalette("RGB"), np.int64).reshape(-1, 3) @ [2**16, 2**8, 1]
-        return LabelImage(pixels if pixels.ndim == 2 else pixels[..., 0], palette, None)
+        return LabelImage(pixels if pixels.ndim == 2 else pixels[..., 0], palette)
     if image.mode in NUMBER_MODES:
         values = _whole_numbers(pixels, path)
-        return LabelImage(values // stretch if (stretch := _stretch(image)) > 1 else values, None, None)
+        white = {"1": 1, "L": 255 // stretch}.get(image.mode, 2**16 - 1)
+        return LabelImage(values // stretch if stretch > 1 else values, white=white)
     if image.mode not in ("LA", "RGB", "RGBA", "RGBX"):
         raise FileProblem(path, f"has the colour mode {image.mode}: labels must be greyscale, palette or RGB images.")
-    return _from_channels(pixels)
+    return _from_channels(pixels, path)
 
 
-def _from_channels(pixels: np.ndarray) -> LabelImage:
+def _from_channels(pixels: np.ndarray, path: Path) -> LabelImage:
     """The label of pixels (H, W, 2), grey and alpha, or (H, W, 3 or 4), RGB and maybe alpha."""
-    red = pixels[..., 0]
-    if pixels.shape[2] == 2 or all((red == pixels[..., i]).all() for i in (1, 2)):
-        return LabelImage(red, None, None)
+    red, channels = pixels[..., 0], pixels.shape[2]
+    is_grey = channels == 2 or all((red == pixels[..., i]).all() for i in (1, 2))
+    if is_grey and channels in (2, 4) and np.ptp(red) == 0 and np.ptp(pixels[..., -1]) > 0:
+        raise FileProblem(path, "has one colour, and differs in its alpha channel only: write masks as greyscale PNGs.")
+    if is_grey:
+        return LabelImage(red, white=int(np.iinfo(red.dtype).max))
     if pixels.dtype != np.uint8:
         pixels = (pixels >> 8).astype(np.uint8)
     red, green, blue = (pixels[..., i].astype(np.int32) for i in range(3))
-    return LabelImage(None, None, red << 16 | green << 8 | blue)
+    return LabelImage(None, colors=red << 16 | green << 8 | blue)
 
 
 def _read_deep_png(data: bytes) -> np.ndarray:

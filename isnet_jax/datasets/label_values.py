@@ -8,6 +8,7 @@ import numpy as np
 from isnet_jax.datasets.image_files import row_blocks
 from isnet_jax.datasets.label_files import LabelImage
 from isnet_jax.datasets.problems import FileProblem
+from isnet_jax.labels import IGNORED
 
 MAX_FOUND, MAX_RANGES = 1000, 20  # illegal values or colours that are counted, and those in a message
 VALUES, COLORS = "values", "colors"  # what the labels of a data set are read by
@@ -60,7 +61,7 @@ def colors_to_ids(label: LabelImage, ids_of_colors: Mapping[int, int], path: Pat
     Raises LabelProblem for other colours, naming them, their share and `path`.
     """
     if label.values is not None and label.palette is None:
-        grey = np.arange(256) * 0x010101
+        grey = np.arange(label.white + 1) * 255 // label.white * 0x010101
         return _indices_to_ids(label.values, grey, ids_of_colors, path)
     if label.values is not None and label.palette is not None:
         return _indices_to_ids(label.values, label.palette, ids_of_colors, path)
@@ -90,10 +91,13 @@ def _indices_to_ids(
 ) -> np.ndarray:
     table = np.array([ids_of_colors.get(color, -1) for color in palette.tolist()])
     used = count(indices)
-    if any(not 0 <= index < len(table) or table[index] < 0 for index in used):
+    beyond = [index for index in used if not 0 <= index < len(table)]
+    if beyond:
+        raise FileProblem(path, f"holds the value {beyond[0]}, which has no colour.", "values without a colour")
+    if any(table[index] < 0 for index in used):
         colors: Found = {}
         for index, pixels in used.items():
-            color = int(palette[index]) if 0 <= index < len(palette) else -1
+            color = int(palette[index])
             colors[color] = colors.get(color, 0) + pixels
         raise _color_problem(colors, ids_of_colors, path)
     return table.astype(np.uint8)[indices]
@@ -116,21 +120,23 @@ def legal_ids(label: LabelImage, by: str, table: np.ndarray, ids_of_colors: Mapp
         if by == COLORS:
             return colors_to_ids(label, ids_of_colors, Path())
         return None if label.values is None else values_to_ids(label.values, table, Path())
-    except LabelProblem:
+    except FileProblem:
         return None
 
 
 def evidence(label: LabelImage, table: np.ndarray, ids_of_colors: Mapping[int, int]) -> str | None:
     """What a label can only be read by, VALUES or COLORS; None if by both, or by neither.
 
-    A palette image whose colours are all known counts as read by its colours if its indices would mean other classes.
+    A label whose colours are all known counts as read by them if its values would mean other classes, and it is a
+    palette image, has fewer than 8 bits, or its white would be ignored.
     """
     values, colors = (legal_ids(label, by, table, ids_of_colors) for by in (VALUES, COLORS))
     if colors is None:
         return None if values is None else VALUES
-    if values is None or label.palette is not None and not np.array_equal(values, colors):
+    if values is None:
         return COLORS
-    return None
+    says_color = label.palette is not None or label.white < 255 or bool((values[colors != IGNORED] == IGNORED).any())
+    return COLORS if says_color and not np.array_equal(values, colors) else None
 
 
 def count(array: np.ndarray) -> Found:

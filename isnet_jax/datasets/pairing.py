@@ -1,7 +1,10 @@
 """Pairs of an image file and a label file, matched by name, and the files that lack a partner."""
 
 import collections
+import contextlib
 import dataclasses
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +17,7 @@ from isnet_jax.datasets.problems import FileProblem, listed
 COMPANIONS = tuple(
     f"_{name}" for name in "labelTrainIds labelIds instanceIds instanceTrainIds color colored overlay vis viz".split()
 )
-UNLABELLED = "images without label"  # a kind of problem
+UNLABELLED, ORPHANED = "images without label", "labels without image"  # kinds of problems
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 
 
@@ -53,27 +56,22 @@ def find_pairs(
     every file without a partner is a problem; files that no pattern reaches are warned of.
     """
     image_pattern = Pattern(source, images, decoding.SUFFIXES, "{.jpg,.png,...}")
-    label_pattern = Pattern(source, labels, label_suffixes, label_suffixes[0])
+    label_pattern = _label_pattern(source, labels, image_pattern, label_suffixes)
     missing = [pattern.folder for pattern in (image_pattern, label_pattern) if not pattern.folder.is_dir()]
     if missing:
         findings.problems.append(
             f"The folder {missing[0]} is missing{f', and so is {missing[1]}' if missing[1:] else ''}."
         )
         return []
-    try:
-        found_images, found_labels = _separate(image_pattern, label_pattern)
-        names_listed = None
-        if list_file:
-            names_listed = _listed_names(source / list_file, image_pattern, label_pattern, found_images + found_labels)
-    except (OSError, UnicodeDecodeError) as error:
-        path, reason = getattr(error, "filename", source / str(list_file)), getattr(error, "strerror", None) or error
-        findings.problems.append(f"{path} cannot be read ({reason}).")
+    found = _find(image_pattern, label_pattern, source / list_file if list_file else None, findings)
+    if found is None:
         return []
+    found_images, found_labels, names_listed = found
     image_files = _by_name(found_images, names_listed, findings)
     labels_by_name = _by_name(found_labels, names_listed, findings)
     for pattern, files in ((image_pattern, image_files), (label_pattern, labels_by_name)):
         if not files:
-            findings.problems.append(_nothing_found(pattern, list_file, pattern is label_pattern))
+            findings.problems.append(_nothing_found(pattern, list_file, names_listed))
             return []
     absent = sorted(set(names_listed or {}) - image_files.keys() - labels_by_name.keys())
     if absent:
@@ -89,18 +87,40 @@ def find_pairs(
     return [Pair(record_names[name], image_files[name], labels_by_name[name]) for name in paired]
 
 
+def _label_pattern(source: Path, text: str, images: Pattern, suffixes: Sequence[str]) -> Pattern:
+    """The pattern of labels. It takes JPEG suffixes if there is nothing else: `label_files` tells what is in them."""
+    pattern = Pattern(source, text, suffixes, suffixes[0])
+    jpegs = Pattern(source, text, JPEG_SUFFIXES, suffixes[0])
+    with contextlib.suppress(OSError):  # `_find` reports it
+        if pattern.folder != images.folder and not pattern.files() and jpegs.files():
+            return jpegs
+    return pattern
+
+
+def _find(
+    images: Pattern, labels: Pattern, list_file: Path | None, findings: Findings
+) -> tuple[list[tuple[Name, Path]], list[tuple[Name, Path]], dict[Name, str] | None] | None:
+    """(name, path) of images and of labels, and the names listed with their lines; None after a problem."""
+    try:
+        found_images, found_labels = images.files(), labels.files()
+        both = {path for _, path in found_images} & {path for _, path in found_labels}
+        if images.num_literals > labels.num_literals:
+            found_labels = [(name, path) for name, path in found_labels if path not in both]
+        else:
+            found_images = [(name, path) for name, path in found_images if path not in both]
+        listed_names = _listed_names(list_file, images, labels, found_images + found_labels) if list_file else None
+    except UnicodeDecodeError:
+        findings.problems.append(f"{list_file} is not a text file in UTF-8: save it as one.")
+    except OSError as error:
+        findings.problems.append(f"{error.filename} cannot be read ({error.strerror or error}).")
+    else:
+        return found_images, found_labels, listed_names
+    return None
+
+
 def locate(source: Path, *places: str) -> str:
     """The first of `places` that exists under the source; if none does, the first, to be reported as missing."""
     return next((place for place in places if (source / place).exists()), places[0])
-
-
-def _separate(images: Pattern, labels: Pattern) -> tuple[list[tuple[Name, Path]], list[tuple[Name, Path]]]:
-    """The files of both patterns, those that both match being of one."""
-    found_images, found_labels = images.files(), labels.files()
-    both = {path for _, path in found_images} & {path for _, path in found_labels}
-    if images.num_literals > labels.num_literals:
-        return found_images, [(name, path) for name, path in found_labels if path not in both]
-    return [(name, path) for name, path in found_images if path not in both], found_labels
 
 
 def _by_name(found: Sequence[tuple[Name, Path]], listed: Mapping[Name, str] | None, findings: Findings) -> dict:
@@ -120,48 +140,47 @@ def _by_name(found: Sequence[tuple[Name, Path]], listed: Mapping[Name, str] | No
 
 
 def _listed_names(path: Path, images: Pattern, labels: Pattern, found: Sequence[tuple[Name, Path]]) -> dict[Name, str]:
-    """{name: line} of a list. A line may be a name, with its suffix or folders or not; more words may follow it."""
+    """{name: line} of a list. A line is a name, with its suffix or folders or not; a label or a number may follow it.
+
+    Raises OSError, and UnicodeDecodeError for a file that is not UTF-8.
+    """
     known = {"/".join(part for part in name if part): name for name, _ in found}
     suffixes = (*decoding.SUFFIXES, *labels.suffixes, ".mat")
     listed: dict[Name, str] = {}
     for line in path.read_text(encoding="utf-8-sig").splitlines():
-        if not line.strip():
+        line = unicodedata.normalize("NFC", line.strip())
+        if not line:
             continue
-        candidates = [
-            key for text in (line.strip(), line.split()[0]) for key in _keys(text, suffixes, (images, labels))
-        ]
-        name = next((known[key] for key in candidates if key in known), (line.strip(),))
+        first, *others = line.split()
+        texts = [line]
+        if others and (re.fullmatch(r"-?\d+", others[0]) or "/" in first or first.lower().endswith(suffixes)):
+            texts.append(first)  # as VOC and PaddleSeg write lines
+        candidates = [key for text in texts for key in _keys(text, suffixes, (images, labels))]
+        name = next((known[key] for key in candidates if key in known), (line,))
         listed[name] = line
     return listed
 
 
 def _keys(text: str, suffixes: tuple[str, ...], patterns: Sequence[Pattern]) -> list[str]:
-    """Names that a line may mean, the most likely first."""
+    """Names that a line may mean, those with the most folders first."""
     parts = text.replace("\\", "/").split("/")
-    stem = parts[-1]
-    if stem.lower().endswith(suffixes):
-        stem = stem.rpartition(".")[0]
-    keys = ["/".join([*parts[i:-1], stem]) for i in range(len(parts) - 1, -1, -1)]
-    keys += ["/".join([*parts[i:-1], parts[-1]]) for i in range(len(parts) - 1, -1, -1)]
-    for pattern in patterns:
-        match = pattern.match(parts[-1])
-        keys += ["/".join(match)] if match else []
-    return [key for key in keys if key]
+    matches = [match for pattern in patterns if (match := pattern.match(parts))]
+    keys = ["/".join(filter(None, match)) for match in matches]
+    stem = parts[-1].rpartition(".")[0] if parts[-1].lower().endswith(suffixes) else parts[-1]
+    for end in dict.fromkeys((stem, parts[-1])):
+        keys += ["/".join([*parts[i:-1], end]) for i in range(len(parts))]
+    return sorted(filter(None, keys), key=lambda key: -key.count("/"))
 
 
-def _nothing_found(pattern: Pattern, list_file: str | None, is_label: bool) -> str:
-    text = f"There is no file {pattern.example()}{f' that {list_file} lists' if list_file else ''}"
+def _nothing_found(pattern: Pattern, list_file: str | None, listed: Mapping[Name, str] | None) -> str:
+    text = f"There is no file {pattern.example()}"
     if list_file:
-        return f"{text}."
+        first = next(iter((listed or {}).values()), None)
+        said = f"its first line is {first[:80]!r}" if first else "it is empty"
+        return f"{text} that {list_file} lists; {said}."
     kinds = suffixes_in(pattern.folder)
-    if is_label and any(suffix in kinds for suffix in JPEG_SUFFIXES):
-        return (
-            f"{text}; the folder holds {kinds}. Labels cannot be JPEGs, whose compression changes the values of "
-            "classes: write them as PNG files."
-        )
-    if is_label and any(suffix in kinds for suffix in (".json", ".xml")):
-        return f"{text}; the folder holds {kinds}. isnet_jax.prepare --from=coco, labelme or cvat draws such labels."
-    return f"{text}; the folder holds {kinds}."
+    tools = " isnet_jax.prepare --from=coco, labelme or cvat draws such labels."
+    return f"{text}; the folder holds {kinds}.{tools if '.json' in kinds or '.xml' in kinds else ''}"
 
 
 def _report_unpaired(
@@ -179,9 +198,7 @@ def _report_unpaired(
             companions[ending] += 1
             continue
         partner = images.example(*name)
-        problem = FileProblem(
-            label_files[name], f"has no image {partner.name} in {partner.parent}.", "labels without image"
-        )
+        problem = FileProblem(label_files[name], f"has no image {partner.name} in {partner.parent}.", ORPHANED)
         findings.problems.append(problem)
     for ending, number in companions.items():
         findings.notes.append(f"{number} files *{ending} in {labels.folder} are passed over: they are of other tools.")
@@ -199,17 +216,27 @@ def _report_left_out(images: Pattern, matched: set[Path], findings: Findings) ->
             f"out: {shown}. Two stars stand for folders of any depth: images/**/*.jpg, for instance, and the same for "
             "the labels."
         )
+    unreadable = images.files_below(decoding.UNREADABLE)
+    if unreadable:
+        shown = listed([str(path.relative_to(images.folder)) for path in unreadable])
+        findings.warnings.append(
+            f"{len(unreadable)} files in {images.folder} cannot be read, and are left out: {shown}. Convert "
+            "photographs to JPEG or PNG, and cut films into frames."
+        )
     if others:
         shown = listed([str(path.relative_to(images.folder)) for path in others])
         findings.notes.append(f"{len(others)} images in {images.folder} do not match {images.text}: {shown}.")
 
 
 def _record_names(names: Sequence[Name]) -> dict[Name, str]:
-    """{name: text}: the last part of each name if all are different, or else all parts."""
+    """{name: text}, all different: the last part of each name if these are, or else all parts, or also a number."""
     last = [name[-1] for name in names]
     if len(set(last)) == len(last):
         return dict(zip(names, last))
-    return {name: "_".join(part.replace("/", "_") for part in name if part) for name in names}
+    joined = ["_".join(part.replace("/", "_") for part in name if part) for name in names]
+    if len(set(joined)) < len(joined):
+        joined = [f"{text}_{i}" for i, text in enumerate(joined)]
+    return dict(zip(names, joined))
 
 
 def is_utf8(path: Path) -> bool:

@@ -3,6 +3,7 @@
 import collections
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,8 +13,9 @@ Name = tuple[str, ...]  # what each star of a pattern matches
 class Pattern:
     """Finds the files that match a pattern under a folder.
 
-    `*` is any part of a name, and `**` any number of folders, none included. A pattern without a star is a folder,
-    short for "FOLDER/*", and one without a suffix takes any of `suffixes`, in upper or lower case.
+    `*` is any part of a name, and `**` any number of folders, none included; each real folder counts once. A pattern
+    without a star is a folder, short for "FOLDER/*". Suffixes may be in upper or lower case; a pattern without one
+    takes any of `suffixes`. What stars match is in Unicode's composed form: macOS decomposes the names of files.
     """
 
     def __init__(self, source: Path, pattern: str, suffixes: Sequence[str], shown_suffix: str):
@@ -22,19 +24,34 @@ class Pattern:
         parts = Path(pattern).parts if "*" in pattern else (*Path(pattern).parts, "*")
         parts += ("*",) if parts[-1] == "**" else ()
         depth = next(i for i, part in enumerate(parts) if "*" in part)
-        self.folder, self.parts = source.joinpath(*parts[:depth]), parts[depth:]
-        has_suffix = parts[-1].lower().endswith(tuple(suffixes))
-        self.suffixes, self.shown_suffix = ((), "") if has_suffix else (tuple(suffixes), shown_suffix)
-        self.num_literals = sum(len(part.replace("*", "")) for part in parts)
+        self.folder = source.joinpath(*parts[:depth])
+        self.parts: tuple[str, ...] = parts[depth:]
+        own = next((suffix for suffix in suffixes if parts[-1].lower().endswith(suffix)), "")
+        if own:
+            self.suffixes: tuple[str, ...] = (own,)
+            self.shown_suffix = parts[-1][-len(own) :]
+            self.parts = (*self.parts[:-1], parts[-1][: -len(own)])
+        else:
+            self.suffixes, self.shown_suffix = tuple(suffixes), shown_suffix
+        self.num_literals = len(pattern.replace("*", ""))
 
     def files(self) -> list[tuple[Name, Path]]:
         """(name, path) of the files that match, folder by folder, each sorted; raises OSError."""
-        return list(self._walk(self.folder, self.parts, (), (os.path.realpath(self.folder),)))
+        return [
+            (tuple(unicodedata.normalize("NFC", part) for part in name), path)
+            for name, path in self._walk(self.folder, self.parts, ())
+        ]
 
-    def match(self, filename: str) -> Name | None:
-        """What the stars of the last part match in a file's name, if it matches."""
-        match = re.fullmatch(self._expression(self.parts[-1], is_last=True), filename)
-        return match and match.groups()
+    def match(self, path: Sequence[str]) -> Name | None:
+        """What the stars match in the end of a path, given in parts, if it matches."""
+        parts = self.parts[-1:] if "**" in self.parts else self.parts
+        names: list[str] = []
+        for i, (part, text) in enumerate(zip(reversed(parts), reversed(path))):
+            match = re.fullmatch(self._expression(part, is_last=not i), unicodedata.normalize("NFC", text))
+            if not match:
+                return None
+            names[:0] = match.groups()
+        return tuple(names) if len(path) >= len(parts) else None
 
     def example(self, *name: str) -> Path:
         """The path of a name; stars without a text stay."""
@@ -56,16 +73,11 @@ class Pattern:
 
     def _expression(self, part: str, is_last: bool) -> str:
         expression = "(.+)".join(map(re.escape, part.split("*")))
-        if is_last and self.suffixes:
-            expression += f"(?i:{'|'.join(map(re.escape, self.suffixes))})"
-        return expression
+        return expression + f"(?i:{'|'.join(map(re.escape, self.suffixes))})" * is_last
 
-    def _walk(
-        self, folder: Path, parts: tuple[str, ...], name: Name, ancestors: tuple[str, ...]
-    ) -> Iterator[tuple[Name, Path]]:
-        """`ancestors`: real paths of the folders above, which a link may lead back to."""
+    def _walk(self, folder: Path, parts: tuple[str, ...], name: Name) -> Iterator[tuple[Name, Path]]:
         if parts[0] == "**":
-            yield from self._walk_any_depth(folder, parts[1:], name, "", ancestors)
+            yield from self._walk_any_depth(folder, parts[1:], name, "", set())
             return
         expression = self._expression(parts[0], is_last=not parts[1:])
         for path in sorted(folder.iterdir()):
@@ -74,18 +86,21 @@ class Pattern:
                 if not parts[1:]:
                     yield name + match.groups(), path
                 elif path.is_dir():
-                    yield from self._walk(path, parts[1:], name + match.groups(), ancestors)
+                    yield from self._walk(path, parts[1:], name + match.groups())
 
     def _walk_any_depth(
-        self, folder: Path, parts: tuple[str, ...], name: Name, between: str, ancestors: tuple[str, ...]
+        self, folder: Path, parts: tuple[str, ...], name: Name, between: str, seen: set[str]
     ) -> Iterator[tuple[Name, Path]]:
-        """`between`: the folders from where the two stars begin."""
-        yield from self._walk(folder, parts, (*name, between), ancestors)
+        """`between`: the folders from where the two stars begin; `seen`: real paths, to which links may lead again."""
+        real = os.path.realpath(folder)
+        if real in seen:
+            return
+        seen.add(real)
+        yield from self._walk(folder, parts, (*name, between))
         for path in sorted(folder.iterdir()):
-            real = os.path.realpath(path)
-            if path.is_dir() and not path.name.startswith(".") and real not in ancestors:
+            if path.is_dir() and not path.name.startswith("."):
                 inner = f"{between}/{path.name}" if between else path.name
-                yield from self._walk_any_depth(path, parts, name, inner, (*ancestors, real))
+                yield from self._walk_any_depth(path, parts, name, inner, seen)
 
 
 def num_stars(pattern: str) -> int:

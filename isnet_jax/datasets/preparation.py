@@ -54,6 +54,7 @@ def open_or_prepare(
         if data_dir and store.is_remote(data_dir):
             raise UserError(f"--overwrite cannot replace what is in {data_dir}: delete the data set there, and here.")
         return _prepare_again(builder_class, local_dir, source, request, kwargs)
+    _bring_back(open_builder())
     builder, result = open_builder(), None
     remote = None
     if data_dir and store.is_remote(data_dir):
@@ -261,6 +262,17 @@ def _prepare_again(
         if old.exists():
             shutil.rmtree(old)
     return _open(builder_class, data_dir, source, kwargs), result
+
+
+def _bring_back(builder: SegmentationBuilder) -> None:
+    """Restores what a process had set aside that was killed while it prepared the data set again."""
+    place = Path(builder.data_path)
+    old = place.parent / f"replaced.{place.name}"
+    if old.exists() and not place.exists():
+        with _exclusive(builder.name, place):
+            if old.exists() and not place.exists():
+                old.rename(place)
+                warn(f"{place} was being prepared again when that process died: the records of before are back")
 
 
 @contextlib.contextmanager

@@ -16,6 +16,8 @@ class SplitStatistics:
         self.num_palettes = 0  # labels that are palette images read by their indices
         self.num_by_color = 0  # labels that are read by their colours
         self.num_turned = 0  # images that are turned as EXIF says
+        self.num_binary = 0  # labels of one class and ignored pixels
+        self.num_mixed = 0  # labels of several classes and ignored pixels
         self.num_bytes = 0  # of the records
         self.sizes: list[tuple[int, int]] = []  # (height, width) of each image
         self.pixels = np.zeros(num_classes + 1, np.int64)  # of each class and, last, ignored ones
@@ -27,6 +29,9 @@ class SplitStatistics:
         self.num_palettes += finding.palette
         self.num_by_color += finding.by_color
         self.num_turned += finding.turned
+        num_classes = int(np.count_nonzero(finding.counts[:-1]))
+        self.num_binary += bool(finding.counts[-1] and num_classes == 1)
+        self.num_mixed += bool(finding.counts[-1] and num_classes > 1)
         self.num_bytes += finding.num_bytes
         self.sizes.append(finding.size)
         self.pixels += finding.counts

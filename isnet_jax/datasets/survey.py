@@ -43,7 +43,8 @@ def survey(builder: SegmentationBuilder, journal: Journal | None = None) -> Surv
         result = Survey(builder.NAMES, items, checked.statistics)
         if not report.num_problems:
             report.add("problem", _palettes_that_differ(checked.colors))
-            report.add("problem", builder.doubts(result))
+            for severity, sentences in zip(("problem", "warning"), builder.doubts(result)):
+                report.add(severity, sentences)
             report.add("warning", _classes_without_pixels(result))
         report.add("warning", _images_in_two_splits(items))
         report.add("note", _notes(checked, sum(map(len, items.values()))))
@@ -115,12 +116,25 @@ def _check_items(
 
 
 def _palettes_that_differ(labels: list[tuple[Path, Colors]]) -> list[FileProblem]:
-    """Labels, read by their indices, in whose palette a colour has another index than in an earlier label's."""
-    first: dict[int, tuple[int, Path]] = {}  # {colour: (index, label)}
+    """Labels, read by their indices, in whose palette a colour has another index than in an earlier label's, or an
+    index another colour.
+    """
+    indices: dict[int, tuple[int, Path]] = {}  # {colour: (index, label)}
+    shades: dict[int, tuple[int, Path]] = {}  # {index: (colour, label)}
     problems = []
     for path, colors in labels:
         for color, index in colors:
-            known, earlier = first.setdefault(color, (index, path))
+            known, earlier = indices.setdefault(color, (index, path))
+            known_color, other = shades.setdefault(index, (color, path))
+            if known_color != color:
+                text = (
+                    f"has the colour #{color:06x} at the index {index} of its palette, but {other} has "
+                    f"#{known_color:06x} there: indices cannot mean classes in both. If colours do, write the colour "
+                    "of each class in config.data.folder.palette; if indices do all the same, write "
+                    "c.data.folder.label_values = (0, 1, ...)."
+                )
+                problems.append(FileProblem(path, text, "palettes differ"))
+                break
             if known != index:
                 text = (
                     f"has the colour #{color:06x} at the index {index} of its palette, but {earlier} at {known}: "

@@ -10,6 +10,7 @@ from PIL import Image
 START, END, SCAN = b"\xff\xd8", b"\xff\xd9", b"\xff\xda"  # markers: of image, image, and its next pass
 MAX_MARKERS = 10_000  # before a file counts as damaged; encoders write a few dozen
 TAILS = b"\x00" * 64, b"\xaa" * 64
+MAX_ZEROS = 16  # that pixels may end with; more are room that was reserved and not written
 # A marker is any number of 0xff and a byte. Inside a scan, 0xff is followed by 0; restarts, 0xd0 to 0xd7, belong to it.
 _MARKER = re.compile(rb"\xff+([\x02-\xcf\xd8-\xfe])")
 
@@ -44,6 +45,8 @@ def completed(data: bytes) -> bytes:
     """
     if data.rstrip(b"\0").endswith(END) or any(kind == END[1] for kind, _ in _markers(data)):
         return data
+    pixels = data.rstrip(b"\0")
+    data = pixels if len(data) - len(pixels) > MAX_ZEROS else data
     # If the last scan is whole, a decoder ignores what follows it. Otherwise it takes that for pixels.
     first, second = (Image.open(io.BytesIO(data + tail + END), formats=("JPEG",)).tobytes() for tail in TAILS)
     if first != second:

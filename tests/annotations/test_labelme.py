@@ -106,11 +106,11 @@ def test_embedded_images_are_used_where_the_file_is_missing(source, convert):
     "shape, message",
     [
         (("", "polygon", [[0, 0], [1, 0], [1, 1]]), "shapes without a label: 1 (a)"),
-        (("x", "polygon", [[0, 0], [1, 1]]), "polygons of fewer than 3 points: 1 (a)"),
+        (("x", "polygon", [[0, 0], [1, 1]]), "polygons of fewer than 3 points, which are not drawn: 1 (a)"),
         (("x", "polygon", [[0, 0], [1, None], [1, 1]]), "not finite: 1 (a)"),
         (("x", "polygon", 7), "not pairs: 1 (a)"),
         (("x", "rectangle", [[0, 0]]), "rectangles without 2 points: 1 (a)"),
-        (("x", "circle", [[0, 0], [0, 0]]), "ellipses without an area: 1 (a)"),
+        (("x", "circle", [[0, 0], [0, 0]]), "ellipses without an area, which are not drawn: 1 (a)"),
         (("x", "cube", [[0, 0], [1, 1]]), "shapes of an unknown type: 1 (a)"),
         (("x", "mask", [[0, 0], [1, 1]]), "masks that are no readable PNG: 1 (a)"),
         (("\ud800", "rectangle", [[0, 0], [1, 1]]), "a name must be UTF-8"),

@@ -3,10 +3,13 @@
 import contextlib
 import io
 import os
+import struct
+import zlib
 
 import cv2
 import numpy as np
 import pytest
+from containers import join_png
 from data_sets import decode
 from PIL import Image
 
@@ -28,6 +31,17 @@ def save_palette(ids, colors, path, **options):
     image = Image.fromarray(ids.astype(np.uint8), "P")
     image.putpalette(np.array(colors, np.uint8).tobytes())
     image.save(path, **options)
+
+
+def save_bits(values, path, depth):
+    """Writes a greyscale PNG of 2 or 4 bits a pixel."""
+    height, width = values.shape
+    per_byte = 8 // depth
+    rows = np.pad(values, ((0, 0), (0, -width % per_byte))).reshape(height, -1, per_byte)
+    packed = (rows << np.arange(8 - depth, -1, -depth)).sum(-1).astype(np.uint8)
+    header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
+    rows = zlib.compress(np.pad(packed, ((0, 0), (1, 0))).tobytes())
+    path.write_bytes(join_png([(b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")]))
 
 
 def colored(ids, palette=PALETTE):
@@ -78,6 +92,8 @@ GREY = {
     "equal channels and alpha": lambda path: save(np.stack([IDS] * 3 + [IDS * 100], -1), path),
     "grey and alpha": lambda path: save(np.stack([IDS, 255 - IDS], -1), path, "LA"),
     "equal channels of 16 bits": lambda path: cv2.imwrite(str(path), np.stack([IDS] * 3, -1).astype(np.uint16)),
+    "2 bits": lambda path: save_bits(IDS, path, 2),
+    "4 bits": lambda path: save_bits(IDS, path, 4),
     "palette": lambda path: save_palette(IDS, [(9, 9, 9), (7, 7, 7), (1, 2, 3)], path),
     "palette of 2 bits": lambda path: save_palette(IDS, [(9, 9, 9), (7, 7, 7), (1, 2, 3)], path, bits=2),
 }
@@ -208,6 +224,67 @@ def test_label_values_say_which_values_mean_which_class(tmp_path):
     assert "values that are not labels: 70" in text and "c.data.folder.label_values = (0, 70, 255)" in text
 
 
+@pytest.mark.parametrize("palette", [((0, 0, 0), (255, 255, 255)), ((255, 255, 255), (0, 0, 0))])
+@pytest.mark.parametrize("kind", ["grey", "RGB", "1 bit"])
+def test_a_palette_of_black_and_white_reads_masks_of_0_and_255(tmp_path, palette, kind):
+    is_white = (IDS > 0) == (palette[1][0] == 255)
+    pixels = {"grey": is_white * np.uint8(255), "RGB": np.stack([is_white * np.uint8(255)] * 3, -1), "1 bit": is_white}
+    write_tree(tmp_path, lambda path, _: Image.fromarray(pixels[kind]).save(path))
+    np.testing.assert_array_equal(read(tmp_path, classes=("a", "b"), palette=palette)[0], IDS > 0)
+
+
+def test_masks_of_0_and_1_among_masks_of_0_and_255_are_warned_of(tmp_path):
+    write_tree(tmp_path, lambda path, i: save((IDS > 0) * np.uint8(255 if i else 1), path))
+    with contextlib.redirect_stderr(io.StringIO()) as reported:
+        datasets.check("folder", tmp_path, fields(classes=("a", "b")))
+    assert "1 labels hold one class and 255" in reported.getvalue()
+    assert "c.data.folder.label_values = (0, (1, 255))" in reported.getvalue()
+
+
+def test_many_labels_of_background_alone_do_not_decide(tmp_path, monkeypatch):
+    monkeypatch.setattr("isnet_jax.datasets.folder_builder.MAX_TRIED", 4)
+    write_tree(tmp_path, lambda path, i: save(colored(IDS * (i > 8)), path), number=10)
+    monkeypatch.setattr("isnet_jax.datasets.folder_builder.MAX_TRIED", 10)
+    np.testing.assert_array_equal(read(tmp_path, palette=PALETTE)[9], IDS)
+
+
+def test_a_known_palette_keeps_its_order_in_the_advice(tmp_path):
+    image = colored(IDS)
+    image[0] = 224, 224, 192
+    write_tree(tmp_path, lambda path, _: save(image, path))
+    text = refusal(tmp_path, palette=PALETTE)
+    assert "holds 1 colour that config.data.folder.palette lacks, in 8.3 % of its pixels: (224, 224, 192)." in text
+    assert "palette lacks ((224, 224, 192)): add them" in text and "c.data.folder.palette = " not in text
+
+
+def test_palettes_of_each_file_s_own_colours_are_refused(tmp_path):
+    """As pngquant writes them: index 1 is red in one file and green in the other."""
+    write_tree(tmp_path, lambda path, i: save_palette(IDS > 0, [PALETTE[0], PALETTE[1 + i]], path))
+    text = refusal(tmp_path)
+    assert "has the colour #008000 at the index 1 of its palette, but" in text and "has #800000 there" in text
+    np.testing.assert_array_equal(read(tmp_path, palette=PALETTE)[1], 2 * (IDS > 0))
+    np.testing.assert_array_equal(read(tmp_path, label_values=(0, 1, 2))[1], IDS > 0)
+
+
+@pytest.mark.parametrize(
+    "write, message",
+    [
+        (lambda path: save(np.dstack([np.zeros((12, 9, 3), np.uint8), IDS * 100]), path), "in its alpha channel only"),
+        (lambda path: Image.fromarray(IDS).save(path, save_all=True, append_images=[Image.fromarray(IDS)]), "2 pages"),
+        (lambda path: cv2.imwrite(str(path), np.stack([IDS] * 3, -1).astype(np.uint16)), "of more than 8 bits a chan"),
+        (lambda path: save(IDS.astype(np.int16) - 1, path), "Values of classes must be from 0 to 65535"),
+    ],
+)
+def test_labels_without_a_value_for_each_pixel_are_refused(tmp_path, write, message):
+    write_tree(tmp_path, lambda path, _: write(path), suffix=".tif")
+    assert message in refusal(tmp_path)
+
+
+def test_png_labels_with_a_jpeg_suffix_are_read(tmp_path):
+    write_tree(tmp_path, lambda path, _: Image.fromarray(IDS).save(path, "PNG"), suffix=".jpg")
+    np.testing.assert_array_equal(read(tmp_path)[0], IDS)
+
+
 def test_label_values_of_16_bits(tmp_path):
     write_tree(tmp_path, lambda path, _: save(IDS.astype(np.uint16) * 1000, path))
     np.testing.assert_array_equal(read(tmp_path, label_values=(0, 1000, 2000))[0], IDS)
@@ -234,7 +311,7 @@ def test_jpeg_labels_are_told_what_they_are(tmp_path):
     assert "0.png is a JPEG, whose compression changes" in refusal(tree)
     tree = write_tree(tmp_path / "b", lambda path, _: save(IDS, path), suffix=".jpg")
     text = refusal(tree)
-    assert "the folder holds 2 .jpg. Labels cannot be JPEGs" in text
+    assert "0.jpg is a JPEG, whose compression changes" in text
 
 
 @pytest.mark.parametrize(

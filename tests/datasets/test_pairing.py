@@ -1,5 +1,7 @@
 """Pairs of image and label files, by patterns."""
 
+import unicodedata
+
 import pytest
 from data_sets import write_uniform
 
@@ -48,7 +50,7 @@ def test_find_pairs_takes_special_characters_literally(tmp_path):
 def test_find_pairs_reports_a_list_file_that_is_not_text(tmp_path):
     write_uniform(tmp_path, ["i/a.jpg"], ["l/a.png"])
     pairs, findings = find_pairs(tmp_path, "i", "l", list_file="i/a.jpg")
-    assert not pairs and findings.problems[0].startswith(f"{tmp_path}/i/a.jpg cannot be read")
+    assert not pairs and findings.problems == [f"{tmp_path}/i/a.jpg is not a text file in UTF-8: save it as one."]
 
 
 @pytest.mark.parametrize(
@@ -79,6 +81,7 @@ def test_links_to_folders_are_followed_once(tmp_path):
     (tmp_path / "i/inner").symlink_to(tmp_path / "real")
     (tmp_path / "real/loop").symlink_to(tmp_path / "real")
     (tmp_path / "i/up").symlink_to(tmp_path / "i")
+    (tmp_path / "i/zz").symlink_to(tmp_path / "real")
     pairs, findings = find_pairs(tmp_path, "i/**/*.jpg", "l/**/*.png")
     assert names(pairs) == ["a"] and not findings.problems
 
@@ -128,11 +131,69 @@ def test_lists_of_names_decide_which_pairs_count(tmp_path, text):
 
 def test_lists_name_files_in_subfolders_and_with_their_endings(tmp_path):
     write_uniform(tmp_path, ["i/x/a_img.jpg", "i/y/a_img.jpg"], ["l/x/a_gt.png", "l/y/a_gt.png"])
-    for line in "x/a", "i/x/a_img.jpg":
+    for line in "x/a", "i/x/a_img.jpg", "x/a_img.jpg", "l/x/a_gt.png", "/data/i/x/a_img.jpg":
         (tmp_path / "list.txt").write_text(line)
         pairs, findings = find_pairs(tmp_path, "i/*/*_img.jpg", "l/*/*_gt.png", "list.txt")
-        if line == "x/a":
-            assert [pair.image.parent.name for pair in pairs] == ["x"] and not findings.problems
+        assert [pair.image.parent.name for pair in pairs] == ["x"] and not findings.problems
+
+
+def test_lists_name_files_of_the_same_name_in_folders_of_any_depth(tmp_path):
+    places = "1", "a/1", "b/1"
+    write_uniform(tmp_path, [f"i/{place}.jpg" for place in places], [f"l/{place}.png" for place in places])
+    for text in "a/1\nb/1", "i/a/1.jpg\ni/b/1.jpg":
+        (tmp_path / "list.txt").write_text(text)
+        pairs, _ = find_pairs(tmp_path, "i/**/*.jpg", "l/**/*.png", "list.txt")
+        assert [pair.image.parent.name for pair in pairs] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("A.JPG.gz\n", "that list.txt lists; its first line is 'A.JPG.gz'."),
+        ("", "that list.txt lists; it is empty."),
+        ("a", "save it as one"),
+    ],
+)
+def test_lists_that_match_nothing_show_why(tmp_path, text, message):
+    write_uniform(tmp_path, ["i/a.jpg"], ["l/a.png"])
+    (tmp_path / "list.txt").write_text(text, encoding="utf-16" if text == "a" else "utf-8")
+    _, findings = find_pairs(tmp_path, "i", "l", "list.txt")
+    assert message in str(findings.problems[0])
+
+
+def test_words_after_a_name_are_no_reason_to_take_another(tmp_path):
+    write_uniform(tmp_path, ["i/c.jpg"], ["l/c.png"])
+    (tmp_path / "list.txt").write_text("c\nc 1.jpg")
+    _, findings = find_pairs(tmp_path, "i", "l", "list.txt")
+    assert "lists c 1.jpg, but there is no" in str(findings.problems[0])
+
+
+def test_names_are_compared_in_one_unicode_form(tmp_path):
+    """macOS decomposes the names of files."""
+    composed, decomposed = (unicodedata.normalize(form, "straße_é") for form in ("NFC", "NFD"))
+    write_uniform(tmp_path, [f"i/{decomposed}.jpg"], [f"l/{composed}.png"])
+    pairs, findings = find_pairs(tmp_path, "i", "l")
+    assert names(pairs) == [composed] and not findings.problems
+
+
+def test_suffixes_in_patterns_match_in_any_case(tmp_path):
+    write_uniform(tmp_path, ["i/a.JPG", "i/b.jpg"], ["l/a.png", "l/b.PNG"])
+    assert names(find_pairs(tmp_path, "i/*.jpg", "l/*.png")[0]) == ["a", "b"]
+
+
+def test_record_names_are_all_different(tmp_path):
+    places = "c", "a/b_c", "a_b/c"
+    write_uniform(tmp_path, [f"i/{place}.jpg" for place in places], [f"l/{place}.png" for place in places])
+    pairs, _ = find_pairs(tmp_path, "i/**", "l/**")
+    assert len(set(names(pairs))) == 3
+
+
+def test_photographs_that_cannot_be_read_are_counted(tmp_path):
+    write_uniform(tmp_path, ["i/a.jpg"], ["l/a.png"])
+    for name in "b.heic", "c.MOV":
+        (tmp_path / "i" / name).write_bytes(b"")
+    _, findings = find_pairs(tmp_path, "i", "l")
+    assert "2 files in" in findings.warnings[0] and "b.heic, c.MOV" in findings.warnings[0]
 
 
 def test_files_of_other_tools_are_passed_over(tmp_path):

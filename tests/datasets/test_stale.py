@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from data_sets import contents, labels, write_pair, write_uniform
+from data_sets import contents, labels, write_pair, write_palette_label, write_uniform
 
 from isnet_jax import config, datasets
 from isnet_jax.errors import UserError
@@ -77,6 +77,35 @@ def test_overwrite_keeps_the_old_records_until_the_new_ones_are_complete(own, tm
         datasets.prepare("folder", tmp_path / "data", tree, folder, overwrite=True)
     kept = {name: data for name, data in contents(tmp_path / "data").items() if "checked" not in name}
     assert kept == before
+
+
+def test_records_set_aside_by_a_process_that_died_are_brought_back(own, tmp_path, capfd):
+    tree, folder = own
+    datasets.prepare("folder", tmp_path / "data", tree, folder)
+    place = tmp_path / "data/folder/own"
+    (place / "1.0.0").rename(place / "replaced.1.0.0")
+    builder = datasets.load("folder", tmp_path / "data", None, folder)
+    assert len(labels(builder, "train")) == 3 and os.listdir(place) == ["1.0.0"]
+    assert "the records of before are back" in capfd.readouterr().err
+
+
+def test_a_palette_that_labels_may_be_read_by_is_a_change(own, tmp_path):
+    tree, folder = own
+    for split, number in ("train", 3), ("val", 1):
+        for i in range(number):
+            write_palette_label(tree / f"l/{split}/{i}.png", np.ones((4, 5)))
+    datasets.prepare("folder", tmp_path / "data", tree, folder)
+    folder.palette = ((37, 74, 111), (0, 0, 0))
+    with pytest.raises(UserError, match="other palette in config.data.folder"):
+        datasets.prepare("folder", tmp_path / "data", tree, folder)
+
+
+def test_shares_of_few_pairs_are_refused_if_nothing_is_left(own, tmp_path, capfd):
+    tree, folder = own
+    folder.splits = {"train": ("i/train", "l/train", 0.9), "val": ("i/train", "l/train", 0.1)}
+    with pytest.raises(UserError, match="1 problem"):
+        datasets.prepare("folder", tmp_path / "data", tree, folder)
+    assert "The split val takes 0.1 of 3 pairs, which is none" in capfd.readouterr().err
 
 
 def test_overwrite_takes_other_fields(own, tmp_path):

@@ -41,7 +41,7 @@ class DataImages(Reader):
         from isnet_jax.datasets import image_files
 
         path = self.write("image.png", content)
-        size, orientation, _ = image_files.check_image(path)
+        size, orientation, *_ = image_files.check_image(path)
         assert len(size) == 2 and min(size) > 0 and isinstance(orientation, int)
         record = image_files.record_image(path, upright=False)
         assert image_files.decode_image(record).shape == (*size, 3)  # what is accepted can be decoded in training
