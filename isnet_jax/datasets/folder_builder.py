@@ -75,7 +75,7 @@ class FolderBuilder(SegmentationBuilder):
             ids = self._to_train_ids(label, pair.label)
         except UserError as error:
             errors.append(error)
-        label_size = image_files.read_size(pair.label, label_files.FORMATS) if label is None else label.shape
+        label_size = label_files.label_size(pair.label) if label is None else label.shape
         if size and label_size and self._size(size, orientation) != label_size:
             errors.append(self._size_problem(pair, size, label_size, orientation))
         if errors or image is None or ids is None or label is None:

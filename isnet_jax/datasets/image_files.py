@@ -46,10 +46,10 @@ def open_image(path: Path, formats: tuple[str, ...]) -> tuple[bytes, Image.Image
     return data, image
 
 
-def read_size(path: Path, formats: tuple[str, ...] = decoding.FORMATS) -> tuple[int, int] | None:
+def read_size(path: Path) -> tuple[int, int] | None:
     """(height, width) of the stored image in a file's header, or None if it cannot be read."""
     try:
-        data, image = open_image(path, formats)
+        data, image = open_image(path, decoding.FORMATS)
     except FileProblem:
         return None
     return decoding.stored_size(image, decoding.read_orientation(image, io.BytesIO(data)))

@@ -1,5 +1,6 @@
 """Reading label files: greyscale, palette and colour images as numbers and colours."""
 
+import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from isnet_jax.runtime import limits
 
 FORMATS = ("PNG", "TIFF", "BMP")
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
+SUBFILE = 254  # the TIFF tag; 1: a smaller version of another image
 NUMBER_MODES = ("L", "1", "I", "I;16", "I;16B", "I;16L", "F")  # of Pillow
 
 
@@ -39,9 +41,9 @@ def read_label(path: Path) -> LabelImage:
         raise FileProblem(
             path, "is a JPEG, whose compression changes the values of classes: write labels as PNG files."
         )
-    stretch, pages = _stretch(image), getattr(image, "n_frames", 1)
-    if image.format == "TIFF" and pages > 1:
-        raise FileProblem(path, f"has {pages} pages: write one image, with a value for each class.")
+    stretch = _stretch(image)
+    if image.format == "TIFF" and _has_second_page(data):
+        raise FileProblem(path, "has several pages: write one image, with a value for each class.")
     if image.format == "TIFF" and len(decoding.bits(image)) > 1 and max(decoding.bits(image)) > 8:
         raise FileProblem(path, "is a colour TIFF of more than 8 bits a channel: write a greyscale one.")
     try:
@@ -93,9 +95,28 @@ def _stretch(image: Image.Image) -> int:
     return {"L;2": 85, "L;4": 17}.get(args if isinstance(args, str) else args[0], 1) if args else 1
 
 
+def _has_second_page(data: bytes) -> bool:
+    """Whether a TIFF holds more than an image and smaller versions of it."""
+    try:
+        with limits.open_image(io.BytesIO(data), ("TIFF",)) as image:
+            image.seek(1)
+            return not getattr(image, "tag_v2", {}).get(SUBFILE, 0) & 1
+    except Exception:  # there is none, or it is damaged and of no consequence
+        return False
+
+
 def _whole_numbers(values: np.ndarray, path: Path) -> np.ndarray:
     if values.dtype.kind != "f":
         return values.astype(np.uint8) if values.dtype == bool else values
     if not (np.isfinite(values).all() and (values == values.round()).all() and (abs(values) < 2**31).all()):
         raise FileProblem(path, "holds numbers that are not whole: labels must hold the values of classes.")
     return values.astype(np.int32)
+
+
+def label_size(path: Path) -> tuple[int, int] | None:
+    """(height, width) in the header of a label file, or None if it cannot be read."""
+    try:
+        _, image = image_files.open_image(path, FORMATS)
+    except FileProblem:
+        return None
+    return image.height, image.width

@@ -42,9 +42,9 @@ def survey(builder: SegmentationBuilder, journal: Journal | None = None) -> Surv
         checked = _check_items(builder, items, journal, report)
         result = Survey(builder.NAMES, items, checked.statistics)
         if not report.num_problems:
-            report.add("problem", _palettes_that_differ(checked.colors))
-            for severity, sentences in zip(("problem", "warning"), builder.doubts(result)):
-                report.add(severity, sentences)
+            for found in _palettes_that_differ(checked.colors), builder.doubts(result):
+                report.add("problem", found[0])
+                report.add("warning", found[1])
             report.add("warning", _classes_without_pixels(result))
         report.add("warning", _images_in_two_splits(items))
         report.add("note", _notes(checked, sum(map(len, items.values()))))
@@ -115,35 +115,34 @@ def _check_items(
     return checked
 
 
-def _palettes_that_differ(labels: list[tuple[Path, Colors]]) -> list[FileProblem]:
-    """Labels, read by their indices, in whose palette a colour has another index than in an earlier label's, or an
-    index another colour.
+def _palettes_that_differ(labels: list[tuple[Path, Colors]]) -> tuple[list[FileProblem], list[FileProblem]]:
+    """Problems and warnings: labels, read by their indices, whose palette says something else than an earlier one.
+
+    Where a colour has two indices, one of them means another class. Where an index has two colours, it may.
     """
     indices: dict[int, tuple[int, Path]] = {}  # {colour: (index, label)}
     shades: dict[int, tuple[int, Path]] = {}  # {index: (colour, label)}
-    problems = []
+    problems, warnings = [], []
+    advice = "write the colour of each class in config.data.folder.palette"
     for path, colors in labels:
         for color, index in colors:
             known, earlier = indices.setdefault(color, (index, path))
-            known_color, other = shades.setdefault(index, (color, path))
-            if known_color != color:
-                text = (
-                    f"has the colour #{color:06x} at the index {index} of its palette, but {other} has "
-                    f"#{known_color:06x} there: indices cannot mean classes in both. If colours do, write the colour "
-                    "of each class in config.data.folder.palette; if indices do all the same, write "
-                    "c.data.folder.label_values = (0, 1, ...)."
-                )
-                problems.append(FileProblem(path, text, "palettes differ"))
-                break
+            shade, other = shades.setdefault(index, (color, path))
             if known != index:
                 text = (
                     f"has the colour #{color:06x} at the index {index} of its palette, but {earlier} at {known}: "
-                    "indices cannot mean classes in both. If colours do, write the colour of each class in "
-                    "config.data.folder.palette."
+                    f"indices cannot mean classes in both. If colours do, {advice}."
                 )
-                problems.append(FileProblem(path, text, "palettes differ"))
+                problems.append(FileProblem(path, text, "a colour has two indices"))
                 break
-    return problems
+            if shade != color:
+                text = (
+                    f"has the colour #{color:06x} at the index {index} of its palette, but {other} has #{shade:06x} "
+                    f"there. If colours mean classes, {advice}."
+                )
+                warnings.append(FileProblem(path, text, "an index has two colours"))
+                break
+    return problems, warnings
 
 
 def _classes_without_pixels(survey: Survey) -> list[str]:

@@ -27,6 +27,7 @@ TOO_LARGE = (
 )
 
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS takes its place
+warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")  # it raises errors, too, where pixels are at stake
 
 
 class TooLarge(Image.DecompressionBombError):

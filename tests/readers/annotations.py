@@ -56,7 +56,7 @@ class CocoFiles(Reader):
             drawn = conversion.draw(checked)
             if isinstance(drawn, str):
                 raise UserError(drawn)
-            assert drawn.label.shape == checked.size and drawn.label.dtype == np.uint8
+            assert drawn.label.shape == checked.fit.size and drawn.label.dtype == np.uint8
             assert set(np.unique(drawn.label)) <= {*range(len(annotations.classes)), 255}
 
 

@@ -60,7 +60,7 @@ class DataLabels(Reader):
 
         path = self.write("label.png", content)
         label = label_files.read_label(path)
-        assert label.shape == image_files.read_size(path, label_files.FORMATS)
+        assert label.shape == label_files.label_size(path)
         table, colors = np.r_[np.arange(250) % 200, [-1] * 5, 255], {color: color % 7 for color in range(0, 2**24, 999)}
         label_values.evidence(label, table, colors)
         if label.palette is not None:
