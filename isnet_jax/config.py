@@ -18,7 +18,7 @@ REMOVED = ("train.microbatches",)
 ADDED = {  # what earlier versions did
     "model.image_level_context": True,
     "model.semantic_level_context": True,
-    "data.folder.label_values": (),
+    "data.folder.label_values": [],
     "data.folder.split_seed": 0,
     "data.folder.exif": True,  # nothing to earlier data: whether images are turned is recorded with them
 }
@@ -287,7 +287,7 @@ def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str
         field = f"{prefix}{key}"
         if field in RESUMABLE_CHANGES:
             continue
-        a, b = (list(value) if isinstance(value, tuple) else value for value in (theirs.get(key), ours.get(key)))
+        a, b = theirs.get(key), ours.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             lines += _differences(b, a, f"{field}.")
         elif a != b:

@@ -77,7 +77,7 @@ def _convert(flag_values: Any) -> None:
     for name in ("from", "source", "output"):
         if not flag_values[name].value:
             raise flags.Error(f"--{name} is missing: annotations take --from, --source and --output")
-    for name in ("config", "dataset", "data_dir", "check"):
+    for name in ("config", "dataset", "data_dir", "check", "splits", "overwrite"):
         if flag_values[name].value:
             raise flags.Error(f"--{name} cannot be combined with --from: it is for the data that --from writes")
     from isnet_jax.annotations import conversion

@@ -10,7 +10,17 @@ from typing import Any, NamedTuple
 
 import tqdm
 
-from isnet_jax.annotations.drawing import Object, Polygons, Runs, ShapeError, decompress, points, polygon, runs
+from isnet_jax.annotations.drawing import (
+    Object,
+    Polygons,
+    Runs,
+    ShapeError,
+    decompress,
+    points,
+    polygon,
+    rectangle,
+    runs,
+)
 from isnet_jax.annotations.findings import Findings
 from isnet_jax.annotations.model import Annotations, Classes, Item, split_name
 from isnet_jax.annotations.reading import find_image, json_files, read_json
@@ -175,8 +185,11 @@ def _add_annotation(
         findings.problems.add(f"annotations of images that {path.name} does not list", name)
     elif type(category) is not int or category not in categories:
         findings.problems.add(f"annotations of categories that {path.name} does not list", name)
+    elif is_crowd not in (0, 1, None):
+        findings.problems.add(f"annotations of {path.name} whose iscrowd is neither 0 nor 1", name)
     elif not segmentation:
-        findings.notes.add(f"annotations of {path.name} with a box only, which are not drawn", name)
+        findings.notes.add(f"boxes of {path.name} without a segmentation: ignored (255) where no object lies", name)
+        _add_box(annotation, images[image_id], category)
     else:
         try:
             shape = _shape(segmentation, name, path, findings)
@@ -187,6 +200,16 @@ def _add_annotation(
             if is_crowd:
                 findings.notes.add("crowd regions (iscrowd=1): ignored (255) where no object lies", name)
             images[image_id].objects.append((category, bool(is_crowd), shape))
+
+
+def _add_box(annotation: Any, image: "_Image", category: int) -> None:
+    """Adds the box of an object whose pixels are unknown, to be ignored like a crowd."""
+    try:
+        left, top, width, height = points(_fields(annotation, "bbox")[0]).ravel().tolist()
+    except ValueError:  # ShapeError is one
+        return
+    if min(width, height) > 0:
+        image.objects.append((category, True, rectangle(left, top, left + width, top + height)))
 
 
 def _shape(segmentation: Any, name: str, path: Path, findings: Findings) -> Shape | None:

@@ -16,7 +16,7 @@ from isnet_jax.datasets import decoding
 from isnet_jax.errors import UserError, translating_disk_and_memory_errors
 from isnet_jax.labels import IGNORED
 from isnet_jax.runtime import files, interrupts, limits
-from isnet_jax.runtime.console import aligned, say
+from isnet_jax.runtime.console import aligned, say, warn
 from isnet_jax.runtime.threads import map_in_order
 
 READERS = {"coco": coco.read, "labelme": labelme.read, "cvat": cvat.read}
@@ -85,9 +85,12 @@ def convert(kind: str, source: str, output: str) -> None:
         output_folder, {file for items in splits.values() for _, _, *pair in items for file in pair}
     )
     with translating_disk_and_memory_errors(f"Writing {output_folder}", "--output", "from the first image", ""):
+        text = _config_text(kind, annotations, splits, output_folder)
+        _set_config_aside(output_folder / "config.py", text)
         totals = _write(annotations, splits, output_folder, findings)
         findings.require_none(source_folder)
-        _write_config(kind, annotations, splits, output_folder)
+        with files.atomic_write(output_folder / "config.py") as partial:
+            partial.write_bytes(text.encode())
     _report(annotations, totals, output)
 
 
@@ -96,49 +99,61 @@ def check_images(annotations: Annotations, findings: Findings) -> dict[str, list
 
     Raises UserError for a split without images, and if no object can be drawn.
     """
-    total = sum(map(len, annotations.splits.values()))
-    checked: dict[str, list[_Checked]] = {}
-    with tqdm.tqdm(total=total, desc="checking images", unit=" images", disable=None) as bar:
-        for split, items in annotations.splits.items():
-            names = writing.file_names(item.name for item in items)
-            headers = map_in_order(lambda item: _read_header(item, annotations.is_upright), items)
-            checked[split], seen = [], set()
-            for item, name, header in zip(items, names, headers):
-                bar.update()
-                if isinstance(header, str):
-                    findings.problems.add(header, item.name)
-                    continue
-                if item.image in seen:
-                    findings.problems.add(f"images of {split} that are annotated twice", item.name)
-                seen |= {item.image} - {None}
-                image_file, label_file = (Path(place, name) for place in writing.places(split))
-                suffix, fit = header
-                image_file = image_file.with_name(name + suffix)
-                label_file = label_file.with_name(f"{name}.png")
-                checked[split].append(_Checked(item, fit, image_file, label_file))
-            if not items:
-                findings.problems.add("splits without an image", split)
-    turned = {fit.is_turned for items in checked.values() for _, fit, *_ in items} - {None}
-    if len(turned) == 2:
+    headers = _read_headers(annotations)
+    told = {images.tells(header, item.size) for item, header in headers if not isinstance(header, str)} - {None}
+    if len(told) == 2:
         findings.problems.add(
             "sets in which some images were annotated as EXIF turns them, and others as they are stored: save them "
             "turned, without EXIF (mogrify -auto-orient), where annotations fit them so. In splits",
-            ", ".join(checked),
+            ", ".join(annotations.splits),
         )
+    is_upright = told == {True} if len(told) == 1 else annotations.is_upright
+    checked: dict[str, list[_Checked]] = {}
+    upcoming = iter(headers)
+    for split, items in annotations.splits.items():
+        checked[split], seen = [], set()
+        for name, (item, header) in zip(writing.file_names(item.name for item in items), upcoming):
+            fit = header if isinstance(header, str) else _fit(item, header, is_upright)
+            if isinstance(header, str) or isinstance(fit, str):
+                findings.problems.add(str(fit), item.name)
+                continue
+            if item.image in seen:
+                findings.problems.add(f"images of {split} that are annotated twice", item.name)
+            seen |= {item.image} - {None}
+            image_place, label_place = writing.places(split)
+            image_file = Path(image_place, name + _suffix(item, header))
+            checked[split].append(_Checked(item, fit, image_file, Path(label_place, f"{name}.png")))
+        if not items:
+            findings.problems.add("splits without an image on disk", split)
     if not any(item.objects for items in annotations.splits.values() for item in items):
         findings.problems.add("annotations without an object that can be drawn, in splits", ", ".join(checked))
     return checked
 
 
-def _read_header(item: Item, is_upright: bool) -> tuple[str, images.Fit] | str:
-    """Suffix and fit of an item's image, or the kind of problem with it."""
+def _read_headers(annotations: Annotations) -> list[tuple[Item, images.Header | str]]:
+    """All items in their order, with the header of the image, or the kind of problem with it."""
+
+    def read(item: Item) -> images.Header | str:
+        try:
+            return images.read_header(item.image or labelme.embedded_image(item.annotation))
+        except images.ImageError as error:
+            return str(error)
+
+    items = [item for items in annotations.splits.values() for item in items]
+    bar = tqdm.tqdm(map_in_order(read, items), "checking images", len(items), unit=" images", disable=None)
+    return list(zip(items, bar))
+
+
+def _fit(item: Item, header: images.Header, is_upright: bool) -> images.Fit | str:
     try:
-        header = images.read_header(item.image or labelme.embedded_image(item.annotation))
-        fit = images.fit(header, item.size, is_upright)
+        return images.fit(header, item.size, is_upright)
     except images.ImageError as error:
         return str(error)
+
+
+def _suffix(item: Item, header: images.Header) -> str:
     suffix = item.image.suffix if item.image else ""
-    return suffix if suffix.lower() in decoding.SUFFIXES else header.suffix, fit
+    return suffix if suffix.lower() in decoding.SUFFIXES else header.suffix
 
 
 def draw(checked: _Checked) -> drawing.Drawing | str:
@@ -181,20 +196,20 @@ def _write(
     return totals
 
 
-def _write_config(kind: str, annotations: Annotations, splits: dict[str, list[_Checked]], output: Path) -> None:
-    """Writes config.py; one with other content is kept as config.previous.py."""
+def _config_text(kind: str, annotations: Annotations, splits: dict[str, list[_Checked]], output: Path) -> str:
     fits = [checked.fit for items in splits.values() for checked in items]
     height, width = np.median([fit.size for fit in fits], axis=0).astype(int).tolist()
     exif = all(fit.is_turned is not False for fit in fits)
-    text = writing.config_text(
+    return writing.config_text(
         kind, output.name, annotations.classes, annotations.palette, list(splits), (height, width), exif
     )
-    path = output / "config.py"
+
+
+def _set_config_aside(path: Path, text: str) -> None:
+    """Renames a config of other content before labels are replaced, which may mean other classes then."""
     if path.is_file() and path.read_bytes() != text.encode():
-        path.replace(output / "config.previous.py")
-        say("note: config.py had other content, which is config.previous.py now")
-    with files.atomic_write(path) as partial:
-        partial.write_bytes(text.encode())
+        path.replace(path.with_name("config.previous.py"))
+        warn("note: config.py had other content, which is config.previous.py now")
 
 
 def _report(annotations: Annotations, totals: dict[str, _Totals], output: str) -> None:

@@ -60,6 +60,12 @@ def _header(file: BinaryIO) -> Header:
         return Header((image.height, image.width), orientation, USUAL_SUFFIXES[image.format or ""])
 
 
+def tells(header: Header, size: tuple[int, int] | None) -> bool | None:
+    """Whether objects were drawn on the image as EXIF turns it, if the annotated size tells; else None."""
+    is_sideways = header.orientation >= 5 and header.size[0] != header.size[1]
+    return size == header.size[::-1] if is_sideways and size is not None else None
+
+
 def fit(header: Header, size: tuple[int, int] | None, is_upright: bool) -> Fit:
     """How objects lie that were drawn on an image of `size`, (height, width), if that is known.
 
@@ -71,6 +77,6 @@ def fit(header: Header, size: tuple[int, int] | None, is_upright: bool) -> Fit:
         raise ImageError("images of another size than annotated")
     if header.orientation == 1:
         return Fit(header.size, None)
-    if size is not None and upright != header.size:
-        is_upright = size == upright
+    is_turned = tells(header, size)
+    is_upright = is_upright if is_turned is None else is_turned
     return Fit(upright if is_upright else header.size, is_upright)

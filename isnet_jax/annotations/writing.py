@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from isnet_jax.datasets import tables
+from isnet_jax.datasets import decoding, tables
 from isnet_jax.errors import UserError
 from isnet_jax.labels import IGNORED
 from isnet_jax.runtime import files
@@ -55,9 +55,11 @@ def file_names(names: Iterable[str]) -> list[str]:
     result = []
     for name in names:
         parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".", "..")]
-        text = re.sub(r"(?i)\.(jpe?g|jfif|png|bmp|webp|tiff?|gif)$", "", "_".join(parts))
-        text = re.sub(r"^\.+|[\0-\x1f\x7f*]", "_", text) or "image"
+        text = "_".join(parts)
+        if text.lower().endswith(decoding.SUFFIXES):
+            text = text.rpartition(".")[0]
         text = text.encode(errors="replace")[-MAX_NAME_BYTES:].decode(errors="ignore")
+        text = re.sub(r"^\.+|[\0-\x1f\x7f*]", "_", text) or "image"
         unique, number = text, 1
         while unique in used:
             number += 1

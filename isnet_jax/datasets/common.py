@@ -1,4 +1,4 @@
-"""What all data sets share: the record layout, and the builders' base classes."""
+"""What all data sets share: the record layout, and the builders' base class."""
 
 import abc
 from collections.abc import Callable, Iterator, Sequence
@@ -14,18 +14,20 @@ from isnet_jax.datasets.pairing import Findings
 from isnet_jax.datasets.statistics import Survey
 from isnet_jax.datasets.tables import Color
 from isnet_jax.errors import UserError
+from isnet_jax.runtime import limits
 from isnet_jax.runtime.threads import map_in_order
 
 # Decoders for builder.as_data_source that leave image and label encoded.
 ENCODED = {"image": tfds.decode.SkipDecoding(), "label": tfds.decode.SkipDecoding()}
+MAX_PIXELS = 2 * limits.MAX_PIXELS  # of the images in memory at a time, unless one alone has more
 SHARD_BYTES = 2**27  # approximately; a shard is held in memory while it is written
 
 
 class SegmentationBuilder(tfds.core.ShardBasedBuilder):
     """Writes records {image, label, height, width, name} to array_record files, in a fixed order.
 
-      image: a JPEG or PNG of any colour mode: the original, byte for byte, or the pixels of another format. It is to be
-        turned as its EXIF orientation says if metadata["upright"] is true.
+      image: a JPEG or PNG of any colour mode: the original, with its end marker, or the pixels of another format. It is
+        to be turned as its EXIF orientation says if metadata["upright"] is true.
       label: an 8-bit greyscale PNG of the image's size with train ids 0..K-1, and 255 where ignored.
       height, width: int32, of both.
       name: the name of the item.
@@ -73,6 +75,10 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder):
 
     def require_same_fields(self) -> None:
         """Raises UserError if the data set was prepared with other fields of the config than now."""
+
+    def cost(self, item: Any) -> int:
+        """The pixels that `check` or `image` hold in memory."""
+        return 0
 
     def advice(self, problems: Sequence[UserError | str]) -> str:
         """How a config would accept what has `problems`, "" if there is no way."""
@@ -136,7 +142,9 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder):
         survey, journal, advance = self._to_write
 
         def iterate(items: Sequence[Any]) -> Iterator[tuple[int, dict[str, Any]]]:
-            for key, record in enumerate(map_in_order(lambda item: self._record(item, journal), items)):
+            for key, record in enumerate(
+                map_in_order(lambda item: self._record(item, journal), items, self.cost, MAX_PIXELS)
+            ):
                 yield key, record
                 advance()
 

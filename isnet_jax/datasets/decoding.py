@@ -77,6 +77,7 @@ def to_rgb(data: bytes) -> np.ndarray:
     ValueError and Pillow's errors for damaged or too large images, and for 32 bits a channel.
     """
     if data.startswith(limits.JPEG):
+        limits.check_size(*jpeg.size(data))
         limits.check_scans(data)
         data = jpeg.completed(data)
     with limits.open_image(io.BytesIO(data), FORMATS) as image:
@@ -157,7 +158,8 @@ def _has_exif_chunk(file: BinaryIO) -> bool:
 
 
 def _user_error(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} {why_unreadable(error)}")
+    is_empty = isinstance(error, Image.UnidentifiedImageError) and not path.stat().st_size
+    return UserError(f"{path} {'is empty.' if is_empty else why_unreadable(error)}")
 
 
 def why_unreadable(error: Exception, formats: tuple[str, ...] = FORMATS, data: bytes = b"") -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class Folder(FolderBuilder):
             folder_config.check(fields)
             config = FolderConfig(fields.pop("name"), fields=fields)
         self.fields = fields = config.fields
+        self._found: dict[tuple, list[Pair]] = {}  # by source, patterns and list
         names = fields["classes"]
         self.NAMES = tuple(name for name in names if name)
         self.UPRIGHT = fields["exif"]
@@ -65,7 +66,7 @@ class Folder(FolderBuilder):
         self.PALETTE = colors or tables.distinct_colors(range(1, len(self.NAMES) + 1))
         if fields["palette"] and not fields["label_values"]:
             of = ids if len(fields["palette"]) == len(names) else range(len(self.NAMES))
-            self.IDS_OF_COLORS = {label_values.code(color): int(i) for color, i in zip(fields["palette"], of)}
+            self.IDS_OF_COLORS = ids_of_colors(fields["palette"], of)
         super().__init__(config=config, **kwargs)
         self.info.metadata["palette"] = [list(color) for color in self.PALETTE]
 
@@ -73,11 +74,24 @@ class Folder(FolderBuilder):
     def all_splits(self) -> tuple[str, ...]:
         return tuple(self.fields["splits"])
 
+    def items(self) -> dict[str, list[Pair]]:
+        self._found.clear()
+        return super().items()
+
     def pairs(self, source: Path, split: str) -> list[Pair]:
         images, labels, *rest = self.fields["splits"][split]
         list_file = rest[0] if rest and isinstance(rest[0], str) else None
-        pairs = find_pairs(source, images, labels, self.findings, list_file)
-        return self._share(split, pairs) if rest and list_file is None else pairs
+        place = source, images, labels, list_file
+        if place not in self._found:  # splits that share a place tell its problems once
+            self._found[place] = find_pairs(source, images, labels, self.findings, list_file)
+        return self._share(split, self._found[place]) if rest and list_file is None else self._found[place]
+
+    def has_split(self, split: str) -> bool:
+        self._found.clear()
+        try:
+            return super().has_split(split)
+        finally:
+            self._found.clear()
 
     def _share(self, split: str, pairs: Sequence[Pair]) -> list[Pair]:
         """The pairs of a split that takes a share of them: of the same order, after the splits before it."""
@@ -155,6 +169,14 @@ class Folder(FolderBuilder):
                 "If 255 is a class in these, write c.data.folder.label_values = (0, (1, 255))."
             ]
         return [], []
+
+
+def ids_of_colors(palette: Sequence[tables.Color], ids: Iterable[int]) -> dict[int, int]:
+    """{0xrrggbb: train id}, without colours that stand for different ids."""
+    meanings: dict[int, set[int]] = {}
+    for color, i in zip(palette, ids):
+        meanings.setdefault(label_values.code(color), set()).add(int(i))
+    return {color: found.pop() for color, found in meanings.items() if len(found) == 1}
 
 
 def train_ids(names: Sequence[str]) -> np.ndarray:

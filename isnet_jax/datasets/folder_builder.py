@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from isnet_jax.datasets import image_files, label_files, label_values
+from isnet_jax.datasets import decoding, image_files, label_files, label_values
 from isnet_jax.datasets.common import SegmentationBuilder
 from isnet_jax.datasets.image_files import CheckedImage
 from isnet_jax.datasets.journal import Finding
@@ -17,6 +17,7 @@ from isnet_jax.datasets.label_values import COLORS, VALUES
 from isnet_jax.datasets.pairing import Findings, Pair
 from isnet_jax.datasets.problems import FileProblem
 from isnet_jax.errors import UserError
+from isnet_jax.runtime import limits
 
 MAX_TRIED = 500  # labels from which it is found out what they are read by
 
@@ -164,6 +165,15 @@ class FolderBuilder(SegmentationBuilder):
         if not counts[:-1].any():
             warnings.append(FileProblem(pair.label, "ignores every pixel: nothing can be learnt from it."))
         return warnings
+
+    def cost(self, pair: Pair) -> int:
+        """See `SegmentationBuilder.cost`: from the header of the image, 0 if it cannot be read."""
+        try:
+            limits.check_file(pair.image)
+            with pair.image.open("rb") as file, limits.open_image(file, decoding.FORMATS) as image:
+                return image.width * image.height
+        except Exception:  # `check` reports it
+            return 0
 
     def stamp(self, pair: Pair) -> str:
         """See `SegmentationBuilder.stamp`: depends on both files, on the classes, and on how they are read."""

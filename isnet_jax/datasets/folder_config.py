@@ -60,9 +60,10 @@ def check(fields: Mapping[str, Any]) -> None:
     require("split_seed", "an integer", lambda value: type(value) is int)
     require(
         "splits",
-        "a dict of split: (images, labels), two folders or patterns with equally many * under config.data.source, as "
-        "in {'train': ('images/train', 'labels/train')}; a third element may be a list of names, a text file such as "
-        "'lists/train.txt', or the share of the pairs that the split takes, as in ('images', 'labels', 0.9)",
+        "a dict of split: (images, labels), two folders or patterns with equally many * (one ** at most) under "
+        "config.data.source, as in {'train': ('images/train', 'labels/train')}; a third element may be a list of "
+        "names, a text file such as 'lists/train.txt', or the share of the pairs that the split takes, as in "
+        "('images', 'labels', 0.9)",
         _are_splits,
     )
 
@@ -112,7 +113,8 @@ def _are_splits(splits: Mapping) -> bool:
 
 
 def _is_pattern(place: str) -> bool:
-    return bool(place) and all("**" not in part or part == "**" for part in place.split("/"))
+    parts = place.split("/")
+    return bool(place) and parts.count("**") <= 1 and all("**" not in part or part == "**" for part in parts)
 
 
 def advice(by: str, found: label_values.Found, fields: Mapping[str, Any]) -> str:

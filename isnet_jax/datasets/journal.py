@@ -70,8 +70,8 @@ class Journal:
     def get(self, stamp: str) -> Finding | None:
         """The finding with this stamp, or None."""
         key = _key(stamp)
-        if key in self._pending:
-            return self._pending[key]
+        if pending := self._pending.get(key):  # one look: another thread may write them meanwhile
+            return pending
         if key not in self._rows:
             return None
         name, row = self._rows[key]

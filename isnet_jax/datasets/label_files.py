@@ -49,7 +49,7 @@ def read_label(path: Path) -> LabelImage:
     try:
         if data.startswith(limits.PNG) and data[24] == 16 and data[25] != 0:  # Pillow would drop the lower 8 bits
             return _from_channels(_read_deep_png(data), path)
-        pixels = np.array(image)  # the indices of a palette image; image.convert would look up their colours
+        pixels = np.asarray(image)  # the indices of a palette image; image.convert would look up their colours
     except FileProblem:
         raise
     except Exception as error:
@@ -74,10 +74,11 @@ def _from_channels(pixels: np.ndarray, path: Path) -> LabelImage:
         raise FileProblem(path, "has one colour, and differs in its alpha channel only: write masks as greyscale PNGs.")
     if is_grey:
         return LabelImage(red, white=int(np.iinfo(red.dtype).max))
-    if pixels.dtype != np.uint8:
-        pixels = (pixels >> 8).astype(np.uint8)
-    red, green, blue = (pixels[..., i].astype(np.int32) for i in range(3))
-    return LabelImage(None, colors=red << 16 | green << 8 | blue)
+    colors = np.empty(red.shape, np.int32)
+    for rows in image_files.row_blocks(colors):
+        block = pixels[rows, :, :3] >> (8 if pixels.dtype == np.uint16 else 0)
+        colors[rows] = block.astype(np.int32) @ np.array([2**16, 2**8, 1], np.int32)
+    return LabelImage(None, colors=colors)
 
 
 def _read_deep_png(data: bytes) -> np.ndarray:

@@ -10,7 +10,7 @@ from isnet_jax.datasets.label_files import LabelImage
 from isnet_jax.datasets.problems import FileProblem
 from isnet_jax.labels import IGNORED
 
-MAX_FOUND, MAX_RANGES = 1000, 20  # illegal values or colours that are counted, and those in a message
+MAX_FOUND, MAX_KEPT, MAX_RANGES = 1000, 40, 20  # values or colours that are counted, kept, in a message
 VALUES, COLORS = "values", "colors"  # what the labels of a data set are read by
 
 Found = dict[int, int]  # pixels of each value, or of each colour 0xrrggbb, in a label
@@ -21,7 +21,8 @@ class LabelProblem(FileProblem):
 
     def __init__(self, path: Path, text: str, kind: str, found: Found, by: str):
         super().__init__(path, text, kind)
-        self.found, self.by = found, by  # VALUES or COLORS
+        most = sorted(found, key=found.__getitem__, reverse=True)[:MAX_KEPT]
+        self.found, self.by = {value: found[value] for value in most}, by  # VALUES or COLORS
 
 
 def values_to_ids(values: np.ndarray, table: np.ndarray, path: Path) -> np.ndarray:

@@ -12,12 +12,14 @@ from typing import NamedTuple
 from isnet_jax.datasets import decoding, label_files
 from isnet_jax.datasets.patterns import Name, Pattern, suffixes_in
 from isnet_jax.datasets.problems import FileProblem, listed
+from isnet_jax.runtime import files
 
 # Other files that tools write beside a label: NAME_labelTrainIds.png beside NAME.png.
 COMPANIONS = tuple(
     f"_{name}" for name in "labelTrainIds labelIds instanceIds instanceTrainIds color colored overlay vis viz".split()
 )
 UNLABELLED, ORPHANED = "images without label", "labels without image"  # kinds of problems
+MAX_LIST_BYTES = 2**28  # millions of names
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 
 
@@ -69,8 +71,8 @@ def find_pairs(
     found_images, found_labels, names_listed = found
     image_files = _by_name(found_images, names_listed, findings)
     labels_by_name = _by_name(found_labels, names_listed, findings)
-    for pattern, files in ((image_pattern, image_files), (label_pattern, labels_by_name)):
-        if not files:
+    for pattern, found_files in ((image_pattern, image_files), (label_pattern, labels_by_name)):
+        if not found_files:
             findings.problems.append(_nothing_found(pattern, list_file, names_listed))
             return []
     absent = sorted(set(names_listed or {}) - image_files.keys() - labels_by_name.keys())
@@ -147,7 +149,9 @@ def _listed_names(path: Path, images: Pattern, labels: Pattern, found: Sequence[
     known = {"/".join(part for part in name if part): name for name, _ in found}
     suffixes = (*decoding.SUFFIXES, *labels.suffixes, ".mat")
     listed: dict[Name, str] = {}
-    for line in path.read_text(encoding="utf-8-sig").splitlines():
+    with files.open_file(path) as file:
+        lines = file.read(MAX_LIST_BYTES).decode("utf-8-sig").splitlines()
+    for line in lines:
         line = unicodedata.normalize("NFC", line.strip())
         if not line:
             continue

@@ -177,12 +177,14 @@ def _check_metadata(builder: SegmentationBuilder) -> None:
     if not isinstance(metadata.get("upright", False), bool):
         raise ValueError("whether its images are upright is neither true nor false")
     stamps, pixels = metadata.get("stamps", {}), metadata.get("pixels", {})
-    if not (isinstance(stamps, dict) and all(isinstance(stamp, str) for stamp in stamps.values())):
+    for what, content in ("stamps", stamps), ("pixels", pixels):
+        if not (isinstance(content, dict) and set(content) <= set(splits)):
+            raise ValueError(f"its {what} are not those of its splits")
+    if not all(isinstance(stamp, str) for stamp in stamps.values()):
         raise ValueError("its stamps are not texts")
-    if not (
-        isinstance(pixels, dict) and all(np.shape(counts) == (len(builder.NAMES) + 1,) for counts in pixels.values())
-    ):
-        raise ValueError("its counts of pixels are not those of its classes")
+    for counts in pixels.values():
+        if np.shape(counts) != (len(builder.NAMES) + 1,) or not all(type(n) is int and n >= 0 for n in counts):
+            raise ValueError("its counts of pixels are not those of its classes")
     for name, height, width in itertools.chain(*metadata["examples"].values()):
         if not (
             isinstance(name, str)

@@ -26,9 +26,6 @@ class FileProblem(UserError):
         self.file, self.text = str(file), text
         self.kind = kind or re.sub(r"\d+", "#", re.sub(r"\(.*?\)", "", text))
 
-    def __reduce__(self) -> tuple:
-        return FileProblem, (self.file, self.text, self.kind)
-
 
 def listed(names: Sequence[str], most: int = MOST_LINES) -> str:
     """Names as "a, b, c and 5 more"."""

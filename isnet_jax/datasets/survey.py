@@ -1,4 +1,4 @@
-"""The check of a whole data set: problems are reported as they are found, classes and sizes are counted."""
+"""The check of a whole data set: problems are collected and reported, classes and sizes are counted."""
 
 import contextlib
 import dataclasses
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from isnet_jax.datasets.common import SegmentationBuilder
+from isnet_jax.datasets.common import MAX_PIXELS, SegmentationBuilder
 from isnet_jax.datasets.journal import Colors, Finding, Journal
 from isnet_jax.datasets.pairing import Pair
 from isnet_jax.datasets.problems import FileProblem, Report, listed
@@ -98,7 +98,9 @@ def _check_items(
         if journal:
             stack.callback(journal.flush)
         for split in items:
-            for item, (stamp, is_known, finding) in zip(items[split], map_in_order(check, items[split])):
+            for item, (stamp, is_known, finding) in zip(
+                items[split], map_in_order(check, items[split], builder.cost, MAX_PIXELS)
+            ):
                 report.add("problem", finding.errors)
                 report.add("warning", finding.warnings)
                 checked.errors += finding.errors

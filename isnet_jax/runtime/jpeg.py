@@ -10,9 +10,9 @@ from PIL import Image
 START, END, SCAN = b"\xff\xd8", b"\xff\xd9", b"\xff\xda"  # markers: of image, image, and its next pass
 MAX_MARKERS = 10_000  # before a file counts as damaged; encoders write a few dozen
 TAILS = b"\x00" * 64, b"\xaa" * 64
-MAX_ZEROS = 16  # that pixels may end with; more are room that was reserved and not written
-# A marker is any number of 0xff and a byte. Inside a scan, 0xff is followed by 0; restarts, 0xd0 to 0xd7, belong to it.
-_MARKER = re.compile(rb"\xff+([\x02-\xcf\xd8-\xfe])")
+# A marker is 0xff, any number of times, and a byte. Inside a scan, 0xff is followed by 0; restarts, 0xd0 to 0xd7,
+# belong to it. The expression takes the last 0xff only, since repetition would take quadratic time.
+_MARKER = re.compile(rb"\xff([\x02-\xcf\xd8-\xfe])")
 
 
 def size(data: bytes) -> tuple[int, int]:
@@ -43,15 +43,20 @@ def completed(data: bytes) -> bytes:
 
     Raises ValueError if pixels are missing before the end, too, and Pillow's errors.
     """
-    if data.rstrip(b"\0").endswith(END) or any(kind == END[1] for kind, _ in _markers(data)):
+    markers = list(_markers(data))
+    if markers and markers[-1][0] == END[1]:
         return data
-    pixels = data.rstrip(b"\0")
-    data = pixels if len(data) - len(pixels) > MAX_ZEROS else data
+    pixels = data.rstrip(b"\0")  # room that was reserved and not written must not count as pixels
+    if pixels.endswith(b"\xff"):  # before a 0 that belongs to it, or half of the end marker
+        pixels = pixels + b"\0" if len(pixels) < len(data) else pixels[:-1]
+    kind, at = next(reversed(list(_markers(pixels))), (0, 0))
+    if kind != SCAN[1] or at + int.from_bytes(pixels[at : at + 2], "big") >= len(pixels):
+        raise ValueError("it ends early")  # in a table, or in a header between scans
     # If the last scan is whole, a decoder ignores what follows it. Otherwise it takes that for pixels.
-    first, second = (Image.open(io.BytesIO(data + tail + END), formats=("JPEG",)).tobytes() for tail in TAILS)
+    first, second = (Image.open(io.BytesIO(pixels + tail + END), formats=("JPEG",)).tobytes() for tail in TAILS)
     if first != second:
         raise ValueError("it ends early")
-    return data + END
+    return pixels + END
 
 
 def _markers(data: bytes) -> Iterator[tuple[int, int]]:

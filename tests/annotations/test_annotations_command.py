@@ -58,7 +58,7 @@ def test_conversion_again_gives_the_same_files(source, convert):
     again = convert("coco")
     after = contents(again.folder)
     assert after.pop("config.previous.py").endswith(b"# edited\n")
-    assert after == before and "config.previous.py now" in again.stdout
+    assert after == before and "config.previous.py now" in again.stderr
 
 
 def test_images_are_copied_where_links_are_impossible(source, convert, monkeypatch):
@@ -150,6 +150,7 @@ def test_names_become_plain_different_file_names():
         (["--output=x", "--source=x"], 2, "--from is missing"),
         (["--from=voc", "--source=x", "--output=y"], 2, "should be one of"),
         (["--from=coco", "--source=x", "--output=y", "--check"], 2, "--check cannot be combined with --from"),
+        (["--from=coco", "--source=x", "--output=y", "--splits=val"], 2, "--splits cannot be combined with --from"),
         (["--from=coco", "--source=x", "--output=y", "--dataset=camvid"], 2, "--dataset cannot be combined"),
         (["--from=coco", "--source=/nonexistent", "--output=y"], 1, "is not a folder"),
     ],

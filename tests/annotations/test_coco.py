@@ -102,8 +102,8 @@ def test_what_is_not_drawn_is_counted(source, convert):
     assert result.names == ["train/a", "train/b"]
     assert not result.label("train/b").any()
     for line in (
-        "annotations of train.json with a box only, which are not drawn: 4 (annotation 2, annotation 3, "
-        "annotation 4, ...)",
+        "boxes of train.json without a segmentation: ignored (255) where no object lies: 4 (annotation 2, "
+        "annotation 3, annotation 4, ...)",
         "polygons of train.json with fewer than 3 points, which are not drawn: 1 (annotation 6)",
         "images of train without an object, which are all background: 1 (b.jpg)",
         "images of train.json that are not on disk and are left out: 1 (gone.jpg)",
@@ -152,7 +152,7 @@ def test_instances_come_before_keypoints_and_captions(source, convert):
         (lambda c: c["annotations"].clear(), ["without an object that can be drawn"]),
         (lambda c: c.update(categories=[]), ["categories that train.json does not list"]),
         (lambda c: c["categories"][0].update(name=" "), ["a name must be UTF-8 text"]),
-        (lambda c: c["images"][0].update(file_name="../outside.jpg"), ["splits without an image: 1 (train)"]),
+        (lambda c: c["images"][0].update(file_name="../outside.jpg"), ["splits without an image on disk: 1 (train)"]),
         (
             lambda c: c["annotations"][0].update(segmentation=[[0, 0, 1e300, 0, 0, 5]]),
             ["objects with coordinates beyond 131000, or not finite, in train.json: 1 (annotation 1)"],
@@ -183,6 +183,31 @@ def test_the_annotated_size_says_whether_exif_was_applied(source, convert, turne
     result = convert("coco")
     np.testing.assert_array_equal(result.label("train/a"), filled((1, 0, 0, 4, 9)))
     assert result.config.data.folder.exif == turned
+
+
+def test_images_whose_size_tells_speak_for_those_whose_size_does_not(source, convert):
+    """A turn by 180 degrees leaves the size as it is."""
+    write(source, [annotation(i, CAT, [box(0, 0, 4, 9)]) for i in (1, 2)], names=("a.jpg", "b.jpg"))
+    for name, orientation, size in ("a", 6, {"height": WIDTH, "width": HEIGHT}), ("b", 3, {}):
+        exif = Image.Exif()
+        exif[ORIENTATION] = orientation
+        write_image(source / f"{name}.jpg", exif=exif, **size)
+    assert convert("coco").config.data.folder.exif
+
+
+def test_boxes_without_a_segmentation_are_ignored_where_no_object_lies(source, convert):
+    boxed = annotation(1, CAT, []) | {"bbox": [2, 3, 10, 8]}
+    write(source, [boxed, annotation(1, DOG, [box(4, 4, 6, 6)])])
+    np.testing.assert_array_equal(convert("coco").label("train/a"), filled((255, 2, 3, 12, 11), (2, 4, 4, 6, 6)))
+
+
+def test_a_conversion_that_fails_leaves_no_config_of_other_classes(source, convert, refuse):
+    write(source, [annotation(1, CAT, [box(0, 0, 4, 4)])])
+    folder = convert("coco").folder
+    bad = {"size": [HEIGHT + 1, WIDTH], "counts": [(HEIGHT + 1) * WIDTH]}
+    write(source, [annotation(1, CAT, [box(0, 0, 4, 4)]), annotation(1, DOG, bad)], {CAT: "cat", DOG: "bird"})
+    refuse("coco")
+    assert not (folder / "config.py").exists() and (folder / "config.previous.py").exists()
 
 
 def test_sets_of_turned_and_stored_images_are_refused(source, refuse):

@@ -213,6 +213,12 @@ def test_palettes_that_agree_or_say_nothing_are_accepted(tmp_path):
             datasets.check("folder", tree, fields())
 
 
+def test_colours_of_two_classes_say_nothing(tmp_path):
+    palette = (0, 0, 0), (9, 9, 9), (9, 9, 9)
+    write_tree(tmp_path, lambda path, _: save_palette(IDS, palette, path))
+    np.testing.assert_array_equal(read(tmp_path, palette=palette)[0], IDS)
+
+
 def test_label_values_say_which_values_mean_which_class(tmp_path):
     values = np.array([0, 255, 70], np.uint8)
     write_tree(tmp_path, lambda path, _: save(values[IDS], path))

@@ -1,5 +1,6 @@
 """Prepared data whose original files change, are replaced, or are only partly there."""
 
+import json
 import os
 
 import numpy as np
@@ -106,6 +107,31 @@ def test_shares_of_few_pairs_are_refused_if_nothing_is_left(own, tmp_path, capfd
     with pytest.raises(UserError, match="1 problem"):
         datasets.prepare("folder", tmp_path / "data", tree, folder)
     assert "The split val takes 0.1 of 3 pairs, which is none" in capfd.readouterr().err
+    folder.splits = {"train": ("i/train", "l/train", 0.5), "val": ("i/train", "l/train", 0.5)}
+    (tree / "l/train/0.png").unlink()
+    with pytest.raises(UserError, match="1 problem"):  # which both splits have
+        datasets.prepare("folder", tmp_path / "data", tree, folder)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("stamps", {"nope": "x"}),
+        ("stamps", ["x"]),
+        ("stamps", {"train": 1}),
+        ("pixels", {"nope": [1, 2, 3]}),
+        ("pixels", {"train": [1]}),
+        ("pixels", {"train": [1, 2, "3"]}),
+        ("upright", "yes"),
+    ],
+)
+def test_foreign_metadata_are_refused(own, tmp_path, name, content):
+    tree, folder = own
+    builder, _ = datasets.prepare("folder", tmp_path / "data", tree, folder)
+    path = builder.data_path / "metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: content}))
+    with pytest.raises(UserError, match="is not a complete data set"):
+        datasets.load("folder", tmp_path / "data", tree, folder)
 
 
 def test_overwrite_takes_other_fields(own, tmp_path):
