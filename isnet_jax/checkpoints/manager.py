@@ -5,7 +5,6 @@ import dataclasses
 import json
 import math
 import os
-import re
 import shutil
 import time
 import warnings
@@ -16,7 +15,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
+from etils.epath.gpath import PosixGPath
 from ml_collections import ConfigDict
 
 from isnet_jax import config as configs
@@ -30,6 +29,7 @@ CHECKSUMS = "digest"  # the entry of a checkpoint that holds the checksums of th
 DAMAGED_DIR = "damaged-checkpoints"
 RETRY_SECONDS = 1  # before an unreadable checkpoint is read a second time
 CONVERTED = "converted_from"  # the key that isnet_jax.convert adds to config.json
+MISREAD = "\\", "gs:/"  # in a path: TensorStore takes the first for a slash, Orbax the second for a URL
 
 
 class Checkpoints:
@@ -49,12 +49,7 @@ class Checkpoints:
         the workdir cannot be written or holds another run; its messages call the workdir `flag`.
         """
         self.workdir = Path(os.path.abspath(workdir))
-        wildcard = re.search(r"[*?[]", str(self.workdir))
-        if wildcard:
-            raise UserError(
-                f"{self.workdir} holds the character {wildcard[0]}, which Orbax takes for a wildcard: choose another "
-                f"{flag}."
-            )
+        files.require_literal(self.workdir, flag, *MISREAD)
         try:
             self.workdir.mkdir(parents=True, exist_ok=True)
             files.require_inside(self.workdir, *files.symbolic_links(self.workdir))
@@ -64,7 +59,7 @@ class Checkpoints:
                 f"The directory {workdir} cannot be written ({error.strerror}); choose another {flag}."
             ) from None
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(self.workdir / "checkpoints", options=options)
+        self._manager = ocp.CheckpointManager(_LiteralPath(self.workdir / "checkpoints"), options=options)
         # Orbax would reach preemption sync points with a counter of its own, and `distributed.stop_requested` would
         # then never be answered.
         self._manager.reached_preemption = lambda step: False
@@ -207,6 +202,13 @@ def read_config(directory: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged ({error}); restore it, or use another directory.") from None
 
 
+class _LiteralPath(PosixGPath):
+    """A path for Orbax whose `glob` takes `[`, `*` and `?` for wildcards in the pattern alone, not in the path too."""
+
+    def glob(self, pattern: str) -> "Iterator[_LiteralPath]":
+        return map(_LiteralPath, sorted(Path(self).glob(pattern)))
+
+
 class _Damaged(UserError):
     """A checkpoint cannot be read; the message says which one and why."""
 
@@ -248,7 +250,7 @@ def _read(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
 
 def _restore_fields(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
     """As `_read`; if the checkpoint is damaged, raises whatever Orbax or TensorStore does, or ValueError."""
-    handler, directory = ocp.PyTreeCheckpointHandler(), epath.Path(path / "default")
+    handler, directory = ocp.PyTreeCheckpointHandler(), _LiteralPath(path / "default")
     warnings.filterwarnings("ignore", "Sharding info not provided")  # NumPy arrays need none
     metadata = handler.metadata(directory).tree
     if "ema" in expected and not metadata.get("ema"):
@@ -318,6 +320,7 @@ def load_variables(
     """
     directory = Path(os.path.abspath(directory))
     read_config(directory)
+    files.require_literal(directory, "checkpoint", *MISREAD)
     step = newest_step(directory) if step is None else step
     if step is None:
         raise UserError(f"{directory} holds no finished checkpoint.")

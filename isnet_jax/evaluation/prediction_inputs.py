@@ -100,7 +100,7 @@ def check_output(output: str | Path, images: Mapping[Path, Path], inputs: Sequen
     paths = {path.resolve(): path for path in images.values()}
     for name, path in images.items():
         for target in output_paths(root, name):
-            if len(os.fsencode(f"{target.name}.partial")) > MAX_NAME_BYTES:  # while it is written
+            if len(os.fsencode(target.name)) > MAX_NAME_BYTES:
                 raise UserError(f"The name of {path} is too long for {target.name}, its prediction: shorten it.")
             if target in paths:
                 raise UserError(

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -17,6 +18,8 @@ import numpy as np
 from isnet_jax.errors import UserError
 
 MAX_JSON_BYTES, MAX_DEPTH = 2**24, 32  # the largest file, results of 255 classes, has 2**20 bytes
+MAX_LONG_NAME = 120  # bytes; file systems allow 255, encrypted ones 143
+URL_ROOTS = "/gs/", "/s3/", "/az/", "/hf/"  # etils takes them for gs:// and so on
 
 
 @contextlib.contextmanager
@@ -26,7 +29,9 @@ def atomic_write(path: Path, writer: int = 0) -> Iterator[Path]:
     A symbolic link at either path is replaced, not followed. Processes that may write the same file at the same time
     each need their own `writer`.
     """
-    partial = path.with_name(f"{path.name}{f'.{writer}' if writer else ''}.partial")
+    name = os.fsencode(path.name)
+    stem = path.name if len(name) <= MAX_LONG_NAME else hashlib.sha256(name).hexdigest()  # leaves room for the suffix
+    partial = path.with_name(f"{stem}{f'.{writer}' if writer else ''}.partial")
     partial.unlink(missing_ok=True)
     try:
         yield partial
@@ -51,6 +56,22 @@ def require_inside(root: str | Path, *paths: str | Path) -> None:
                 f"{path} leads out of {root} by a symbolic link, which whoever made that directory may "
                 "have put there: remove the link, or choose another directory."
             )
+
+
+def require_literal(path: str | Path, flag: str, *forbidden: str) -> None:
+    """Raises UserError if libraries would take the absolute path for another, or for a pattern.
+
+    They do if it holds one of the texts `forbidden`, is not UTF-8, or begins with one of URL_ROOTS. `flag` sets it.
+    """
+    text = f"{path}/"
+    found = [root for root in URL_ROOTS if text.startswith(root)]
+    found += [part for part in forbidden if part in text]
+    found += [character for character in text if "\ud800" <= character <= "\udfff"]  # bytes that are not UTF-8
+    if found:
+        raise UserError(
+            f"The path {path} holds '{found[0]}', which the libraries that read and write there do not take for a "
+            f"name: rename that folder, or choose another {flag}."
+        )
 
 
 def symbolic_links(root: str | Path) -> Iterator[Path]:

@@ -32,14 +32,16 @@ def test_checkpoints_keep_the_newest(tmp_path):
         assert checkpoints.steps() == [3, 2]
 
 
-@pytest.mark.parametrize("name", ["run [1]", "run*", "what?"])
-def test_workdirs_that_orbax_would_take_for_patterns_are_refused(tmp_path, name):
-    with pytest.raises(UserError, match="takes for a wildcard: choose another --output"):
+@pytest.mark.parametrize("name", ["a\\b", "gs:/b", "caf\udce9"])
+def test_workdirs_that_libraries_would_misread_are_refused(tmp_path, name):
+    with pytest.raises(UserError, match="do not take for a name: rename that folder, or choose another --output"):
         save(tmp_path / name)
     assert not (tmp_path / name).exists()
 
 
-@pytest.mark.parametrize("name", ["a run", "lauf ü 路 🚗", "a]b", "%s {x} 'y'", "x" * 255])
+@pytest.mark.parametrize(
+    "name", ["run [1]", "run*", "**", "what?", "a run", "lauf ü 路 🚗", "a]b", "%s {x} 'y'", "x" * 255]
+)
 def test_workdirs_may_have_any_other_name(tmp_path, name):
     save(tmp_path / name)
     np.testing.assert_equal(load_variables(tmp_path / name, VARIABLES), VARIABLES)

@@ -287,7 +287,8 @@ def test_decode_finds_the_orientation_after_the_pixels_of_a_png(tmp_path):
 def test_recorded_config_is_read_back(tmp_path):
     c = config.default("resnet18")
     c.model.num_classes, c.data.name, c.augment.flip_pairs = 3, "folder", ((0, 1),)
-    c.data.folder = {"name": "x", "classes": ("a", "", "b", "c"), "palette": (), "splits": {"train": ("i", "l")}}
+    c.data.folder.update(name="x", classes=("a", "", "b", "c"))
+    c.data.folder.splits = {"train": ("i", "l")}
     atomic_write_text(tmp_path / "config.json", json.dumps(c.to_dict() | {"train_examples": 3}))
     recorded = predictor.recorded_config(tmp_path)
     assert {name: value for name, value in recorded.to_dict().items() if name in c} == c.to_dict()
