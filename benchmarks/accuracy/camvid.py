@@ -14,6 +14,6 @@ def get_config(backbone="resnet18"):
     c.augment.resize = (128, 96)
     c.augment.crop_size = (96, 128)
     c.train.global_batch_size = 8
-    c.train.epochs = 20
+    c.train.epochs = 14
     c.test.resize = (128, 96)
     return c
