@@ -20,6 +20,7 @@ from isnet_jax.labels import IGNORED
 MAX_BYTES = 2**28  # of a JSON file, which may hold its image
 ORDER = "shapes are drawn in the order of the file, later ones on top"
 IGNORE_LABEL, BACKGROUND_LABEL = "__ignore__", "_background_"
+WITHOUT_IMAGE = "labelme files whose image is not on disk, which are left out"
 WITHOUT_AREA = ("line", "linestrip", "point", "points")
 
 
@@ -42,9 +43,9 @@ def read(source: Path, findings: Findings) -> Annotations:
             splits.setdefault(split_name(top) if folders else "train", []).append(file)
     findings.require_none(source)
     if not splits:
-        raise UserError(
-            f"There is no labelme file in {source}: a JSON file with imagePath and shapes beside its image."
-        )
+        lacks_images = any(line.startswith(WITHOUT_IMAGE) for line in findings.notes.lines())
+        which = "labelme file whose image is on disk" if lacks_images else "labelme file"
+        raise UserError(f"There is no {which} in {source}: a JSON file with imagePath and shapes beside its image.")
     _report_unlabelled(source, splits, findings)
     labels = {label for files in splits.values() for file in files for label, _ in file.shapes}
     classes = Classes(sorted(labels - {IGNORE_LABEL, BACKGROUND_LABEL}))
@@ -81,7 +82,7 @@ def _read_file(path: Path, root: Path, source: Path, findings: Findings) -> _Fil
     names += [f"{path.stem}{suffix}" for suffix in SUFFIXES]
     image = next((found for text in names if (found := find_image(text, [path.parent], source))), None)
     if image is None and not isinstance(content.get("imageData"), str):
-        findings.notes.add("labelme files whose image is not on disk, which are left out", name)
+        findings.notes.add(WITHOUT_IMAGE, name)
         return None
     height, width = content.get("imageHeight"), content.get("imageWidth")
     size = (height, width) if type(height) is type(width) is int else None

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import tqdm
 
 from isnet_jax.datasets import decoding, image_files, label_files, label_values
 from isnet_jax.datasets.common import SegmentationBuilder
@@ -18,6 +19,7 @@ from isnet_jax.datasets.pairing import Findings, Pair
 from isnet_jax.datasets.problems import FileProblem
 from isnet_jax.errors import UserError
 from isnet_jax.runtime import limits
+from isnet_jax.runtime.threads import map_in_order
 
 MAX_TRIED = 500  # labels from which it is found out what they are read by
 
@@ -103,15 +105,21 @@ class FolderBuilder(SegmentationBuilder):
     def _find_out_what_to_read(self, pairs: Sequence[Pair]) -> str:
         """VALUES or COLORS: by the first label, of some from the whole data set, that can only be read by one."""
         number, has_colors = min(len(pairs), MAX_TRIED), False
-        for pair in [pairs[i * len(pairs) // number] for i in range(number)]:
+
+        def read(pair: Pair) -> tuple[str | None, bool]:
             try:
                 label = self.read_label(pair.label)
             except UserError:  # `check` reports it
-                continue
-            found = label_values.evidence(label, self.TRAIN_IDS, self.IDS_OF_COLORS)
+                return None, False
+            return label_values.evidence(label, self.TRAIN_IDS, self.IDS_OF_COLORS), label.values is None
+
+        tried = map_in_order(read, [pairs[i * len(pairs) // number] for i in range(number)])
+        for found, has_only_colors in tqdm.tqdm(
+            tried, "values or colours", number, False, unit=" labels", disable=None
+        ):
             if found:
                 return found
-            has_colors |= label.values is None
+            has_colors |= has_only_colors
         # Where both agree, as far as one sees, `_to_train_ids` refuses a label in which they do not.
         return COLORS if has_colors else VALUES
 

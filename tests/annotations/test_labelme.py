@@ -147,6 +147,9 @@ def test_images_that_do_not_fit_are_refused(source, refuse):
 def test_a_source_without_labelme_files_is_refused(source, refuse):
     write_json(source / "a.json", {"images": []})
     assert "There is no labelme file in" in refuse("labelme")
+    write(source, "b", [rectangle("x", 0, 0, 4, 4)])
+    (source / "b.jpg").unlink(missing_ok=True)
+    assert "There is no labelme file whose image is on disk in" in refuse("labelme")
 
 
 def test_damaged_files_are_one_line(source, refuse):
