@@ -1,14 +1,14 @@
 """Checks the files of a data set and prepares it for training.
 
 usage: python -m isnet_jax.prepare --dataset=NAME [--source=DIR] [--data_dir=DIR] [OPTIONS]
-       python -m isnet_jax.prepare --config=FILE [--config.data.source=DIR ...] [OPTIONS]
+       python -m isnet_jax.prepare --config=FILE [--source=DIR] [--data_dir=DIR] [OPTIONS]
        python -m isnet_jax.prepare --from=coco|labelme|cvat --source=DIR --output=DIR
 
   --dataset   ade20k, cityscapes, coco_stuff10k, coco_stuff164k, lip, camvid or scenes
   --source    the folder of the original files
   --data_dir  where prepared data sets live: a folder, or gs://BUCKET/FOLDER to keep a copy there
               (default TFDS_DATA_DIR, or else ~/tensorflow_datasets)
-  --config    takes all three, and the classes of the data set `folder`, from config.data
+  --config    takes what is not given of these three, and the classes of the data set `folder`, from config.data
   --splits    only these, such as val (default: all)
   --check     only checks, and writes nothing
   --overwrite prepares again what is prepared
@@ -23,6 +23,7 @@ an interrupt the same command resumes.
 import re
 import shlex
 import sys
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -33,7 +34,6 @@ from isnet_jax.errors import UserError
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-FIELDS = {"dataset": "name", "source": "source", "data_dir": "data_dir"}  # flag: field of config.data
 CONFIGS = {  # arguments of isnet_jax.main, where the config is not named like the data set
     "scenes": ["quickstart.py"],
     "coco_stuff10k": ["coco_stuff.py"],
@@ -87,13 +87,11 @@ def _convert(flag_values: Any) -> None:
 
 def _data_set(config: "ConfigDict | None", flag_values: Any) -> tuple[str, str | None, str | None, Any]:
     """Name, source, data_dir and config.data.folder, from the config or from the flags."""
-    given = [name for name in FIELDS if getattr(flag_values, name) is not None]
     if config is not None:
-        if given:
-            raise flags.Error(
-                f"--{given[0]} cannot be combined with --config: set --config.data.{FIELDS[given[0]]} instead"
-            )
-        return config.data.name, config.data.source, config.data.data_dir, config.data.folder
+        if flag_values.dataset not in (None, config.data.name):
+            raise UserError(f"--dataset is {flag_values.dataset}, but config.data.name {config.data.name}: give one.")
+        source = flag_values.source or config.data.source
+        return config.data.name, source, flag_values.data_dir or config.data.data_dir, config.data.folder
     if flag_values.dataset is None:
         raise flags.Error("--dataset=NAME or --config=FILE is missing")
     if flag_values.dataset == "folder":
@@ -109,11 +107,19 @@ def _training_command(config: "ConfigDict | None", name: str, data_dir: str | No
     if config is None:
         file, *arguments = CONFIGS.get(name, [f"{name}.py"])
         arguments = [f"--config=configs/{file}", *arguments]
-        arguments += [f"--config.data.data_dir={data_dir}"] if data_dir else []
     else:
-        own = re.compile(r"--?((no)?(check|overwrite)$|(check|overwrite|splits|config\.data\.source)=)")
-        arguments = [argument for argument in sys.argv[1:] if not own.match(argument)]
+        own = r"--?config\.data\.(source|data_dir)="
+        arguments = [argument for argument in _config_arguments(sys.argv) if not re.match(own, argument)]
+    arguments += [f"--config.data.data_dir={data_dir}"] if data_dir else []
     return shlex.join(["python", "-m", "isnet_jax.main", *arguments])
+
+
+def _config_arguments(argv: Sequence[str]) -> Iterator[str]:
+    """The arguments of --config and --config.FIELD, each with the value that may follow it."""
+    for argument, following in zip(argv, [*argv[1:], "-"]):
+        if re.match(r"--?(no)?config\b", argument):
+            has_value = "=" in argument or following.startswith("-")
+            yield argument if has_value else f"{argument}={following}"
 
 
 if __name__ == "__main__":

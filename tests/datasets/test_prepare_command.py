@@ -173,20 +173,20 @@ def test_prepare_prints_tables_and_the_command_to_train(samples, tmp_path):
     tables, end = done.stdout.rsplit("\n\n", 1)
     assert end == "camvid: no problems, nothing written\n"
 
-    overrides = f"--config.data.source={source}", f"--config.data.data_dir={data}", "--config.train.epochs=3"
+    overrides = "--source", f"{source}", f"--config.data.data_dir={data}", "--config.train.epochs", "3"
     (tmp_path / "temporary").mkdir()
     done = run("--config=configs/camvid.py", *overrides, TMPDIR=str(tmp_path / "temporary"))
     assert not list((tmp_path / "temporary").iterdir())
     assert done.returncode == 0 and done.stdout == (
         f"{tables}\n\ncamvid is prepared: train 3, val 3, test 3 examples in {data}/camvid/1.0.0\n"
-        f"train with: python -m isnet_jax.main --config=configs/camvid.py --config.data.data_dir={data} "
-        "--config.train.epochs=3\n"
+        f"train with: python -m isnet_jax.main --config=configs/camvid.py --config.train.epochs=3 "
+        f"--config.data.data_dir={data}\n"
     )
     assert "note: 3 of 3 labels of train are palette images: their indices are used, not their colours." in done.stderr
     assert [path.name for path in (data / "camvid").iterdir()] == ["1.0.0"]
     check_table(tables.split("\n\n")[0].splitlines(), sorted((source / "train/labels").iterdir()))
 
-    done = run("--dataset=camvid", f"--data_dir={data}")
+    done = run("--config=configs/camvid.py", f"--data_dir={data}", "--dataset=camvid")
     assert (done.returncode, done.stderr, done.stdout) == (
         0,
         "",
@@ -213,8 +213,7 @@ def check_table(rows: list[str], label_paths: list[Path]) -> None:
     "args, code, message",
     [
         ([], 2, "--dataset=NAME or --config=FILE is missing"),
-        (["--dataset=camvid", "--config=configs/camvid.py"], 2, "with --config: set --config.data.name instead"),
-        (["--data_dir=x", "--config=configs/camvid.py"], 2, "with --config: set --config.data.data_dir instead"),
+        (["--dataset=lip", "--config=configs/camvid.py"], 1, "--dataset is lip, but config.data.name camvid"),
         (["--dataset=camvid", "--config.data.source=x"], 2, "--config=FILE is missing"),
         (["--dataset=camvit"], 1, "ade20k, cityscapes"),
         (["--dataset=folder"], 1, "configs/own_folder.py"),
