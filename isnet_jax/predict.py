@@ -12,7 +12,8 @@ usage: python -m isnet_jax.predict --checkpoint=DIR [--tta] [--format=FORMAT] --
   --format      cityscapes, ade20k or lip: write only NAME.png, in greyscale, with the values that the benchmark's
                 server expects
 
-Images are JPEG, PNG, WebP or BMP files of any size and colour mode. An image is rotated as its EXIF orientation says,
+Images are JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF files of any size and colour mode. An image is rotated as its EXIF
+orientation says,
 and its prediction has the upright size. Files that cannot be read are skipped with a reason; the exit code is then 1.
 """
 
