@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from isnet_jax.datasets.class_tables import CLASS_TABLES
 from isnet_jax.datasets.folder_builder import FolderBuilder
 from isnet_jax.datasets.pairing import Pair, find_pairs, locate
 from isnet_jax.labels import IGNORED
@@ -12,32 +13,7 @@ from isnet_jax.labels import IGNORED
 class Camvid(FolderBuilder):
     """Label files hold 0..10, and 11 for unlabelled pixels, which becomes 255."""
 
-    NAMES = (
-        "sky",
-        "building",
-        "pole",
-        "road",
-        "pavement",
-        "tree",
-        "sign_symbol",
-        "fence",
-        "car",
-        "pedestrian",
-        "bicyclist",
-    )
-    PALETTE = (
-        (128, 128, 128),
-        (128, 0, 0),
-        (192, 192, 128),
-        (128, 64, 128),
-        (60, 40, 222),
-        (128, 128, 0),
-        (192, 128, 128),
-        (64, 64, 128),
-        (64, 0, 128),
-        (64, 64, 0),
-        (0, 128, 192),
-    )
+    NAMES, PALETTE = CLASS_TABLES["camvid"]
     DESCRIPTION = (
         "CamVid, frames of video from a driving car labelled for semantic segmentation, in the common form "
         "with 11 classes at 480 x 360."

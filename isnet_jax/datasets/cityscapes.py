@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from isnet_jax.datasets import tables
+from isnet_jax.datasets.class_tables import CLASS_TABLES
 from isnet_jax.datasets.folder_builder import FolderBuilder
 from isnet_jax.datasets.pairing import Pair, find_pairs, locate
 from isnet_jax.labels import IGNORED
@@ -13,31 +13,7 @@ from isnet_jax.labels import IGNORED
 class Cityscapes(FolderBuilder):
     """Label files (labelIds) hold 0..33. Of these, 19 are classes of the benchmark, and the others become 255."""
 
-    NAMES = (
-        "road",
-        "sidewalk",
-        "building",
-        "wall",
-        "fence",
-        "pole",
-        "traffic_light",
-        "traffic_sign",
-        "vegetation",
-        "terrain",
-        "sky",
-        "person",
-        "rider",
-        "car",
-        "truck",
-        "bus",
-        "train",
-        "motorcycle",
-        "bicycle",
-    )
-    PALETTE = tables.colors(
-        "804080 f423e8 464646 66669c be9999 999999 faaa1e dcdc00 6b8e23 98fb98 4682b4 dc143c "
-        "ff0000 00008e 000046 003c64 005064 0000e6 770b20"
-    )
+    NAMES, PALETTE = CLASS_TABLES["cityscapes"]
     DESCRIPTION = (
         "Cityscapes with its fine annotations: frames from a car in 50 cities, labelled for semantic segmentation."
     )

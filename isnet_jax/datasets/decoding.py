@@ -83,14 +83,19 @@ def to_rgb(data: bytes) -> np.ndarray:
     with limits.open_image(io.BytesIO(data), FORMATS) as image:
         orientation = read_orientation(image, io.BytesIO(data)) if image.format == "TIFF" else 1
         check_tiff(image)
-        if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PNG"):  # Pillow would clip it
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        if image.mode in DEEP_MODES:
-            raise ValueError("it has 32 bits a channel: scale it to 8")
-        pixels = np.asarray(image.convert("RGB"))
+        pixels = rgb(image)
     rows, columns, exchange = TURNS.get(orientation, UPRIGHT)  # Pillow has turned a TIFF
     pixels = pixels.swapaxes(0, 1) if exchange else pixels
     return pixels[:: -1 if rows else 1, :: -1 if columns else 1]
+
+
+def rgb(image: Image.Image) -> np.ndarray:
+    """The pixels of a Pillow image, uint8 (H, W, 3), as `to_rgb` describes them; raises ValueError for 32 bits."""
+    if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PNG"):  # Pillow would clip it
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in DEEP_MODES:
+        raise ValueError("it has 32 bits a channel: scale it to 8")
+    return np.asarray(image.convert("RGB"))
 
 
 def check_tiff(image: Image.Image) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from isnet_jax.datasets import tables
+from isnet_jax.datasets.class_tables import CLASS_TABLES
 from isnet_jax.datasets.folder_builder import FolderBuilder
 from isnet_jax.datasets.pairing import Pair, find_pairs, locate
 from isnet_jax.labels import IGNORED
@@ -19,32 +19,7 @@ FOLDERS = (
 class Lip(FolderBuilder):
     """Label files hold 0..19, of which 0 is the background, a class too. Left and right are the person's own."""
 
-    NAMES = (
-        "__background__",
-        "hat",
-        "hair",
-        "glove",
-        "sunglasses",
-        "upperclothes",
-        "dress",
-        "coat",
-        "socks",
-        "pants",
-        "jumpsuits",
-        "scarf",
-        "skirt",
-        "face",
-        "leftArm",
-        "rightArm",
-        "leftLeg",
-        "rightLeg",
-        "leftShoe",
-        "rightShoe",
-    )
-    PALETTE = tables.colors(
-        "000000 800000 ff0000 005500 aa0033 ff5500 000055 0077dd 555500 005555 553300 345680 "
-        "008000 0000ff 33aadd 00ffff 55ffaa aaff55 ffff00 ffaa00"
-    )
+    NAMES, PALETTE = CLASS_TABLES["lip"]
     DESCRIPTION = "LIP, persons cut out of COCO images, labelled with clothes and parts of the body."
     CITATION = """\
 @inproceedings{gong2017look,

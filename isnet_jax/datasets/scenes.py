@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from isnet_jax.datasets import common, image_files
+from isnet_jax.datasets.class_tables import CLASS_TABLES
 from isnet_jax.datasets.journal import Finding
 
 HEIGHT, WIDTH = 96, 128
@@ -24,17 +25,7 @@ ROWS, COLS = np.mgrid[:HEIGHT, :WIDTH] + 0.5
 class Scenes(common.SegmentationBuilder):
     """360 training and 60 validation scenes of 96 x 128 (height x width), the same every time."""
 
-    NAMES = ("sky", "water", "ground", "house", "boat", "tree", "ball", "fence")
-    PALETTE = (
-        (142, 197, 240),
-        (38, 84, 164),
-        (222, 196, 132),
-        (204, 78, 64),
-        (128, 62, 140),
-        (64, 146, 84),
-        (246, 174, 45),
-        (84, 66, 58),
-    )
+    NAMES, PALETTE = CLASS_TABLES["scenes"]
     DESCRIPTION = "Drawn landscapes for tests and trials: classes differ by texture, shape, surroundings, not colour."
 
     def items(self) -> dict[str, list["Item"]]:

@@ -47,9 +47,44 @@ def predict(
 def predict_classes(
     maps: Sequence[ScoreMap], output_shape: Sequence[int], output_size: Sizes | None = None
 ) -> UInt8[Array, "b {output_shape[0]} {output_shape[1]}"]:
-    """The argmax of the scores that `predict` computes from the same maps; unspecified outside `output_size`.
+    """The argmax of the scores that `predict` computes from the same maps; unspecified outside `output_size`."""
+    return reduce_scores(maps, output_shape, lambda scores: scores.argmax(-1).astype(jnp.uint8), output_size)
 
-    Scores at the output's resolution exist for one block of rows at a time.
+
+def predict_probabilities(
+    maps: Sequence[ScoreMap],
+    output_shape: Sequence[int],
+    output_size: Sizes | None = None,
+    average: str = "softmax",
+    top: int | None = None,
+) -> Any:
+    """Probabilities (B, H, W, K) whose argmax is that of `predict_classes`, float32 or wider.
+
+    `average` is that of the maps. With `top`, only the largest are computed: their classes, uint8 (B, H, W, top), and
+    the probabilities themselves, in falling order. Unspecified outside `output_size`.
+    """
+
+    def reduce(total):
+        mean = total / len(maps)
+        probabilities = jax.nn.softmax(mean) if average == "logits" else mean
+        if top is None:
+            return probabilities
+        values, classes = jax.lax.top_k(probabilities, top)
+        return classes.astype(jnp.uint8), values
+
+    return reduce_scores(maps, output_shape, reduce, output_size)
+
+
+def reduce_scores(
+    maps: Sequence[ScoreMap],
+    output_shape: Sequence[int],
+    reduce: Callable[[Array], Any],
+    output_size: Sizes | None = None,
+) -> Any:
+    """What `reduce` makes of the sum of all maps at the output's resolution, arrays (B, H, W, ...).
+
+    reduce: scores (B, rows, W, K) -> arrays (B, rows, W, ...). Scores at the output's resolution exist for one block of
+    rows at a time.
     """
     height, width = output_shape
     num_blocks = -(-height // BLOCK_ROWS)
@@ -67,15 +102,17 @@ def predict_classes(
         rows = rows.reshape(rows.shape[0], num_blocks, BLOCK_ROWS, -1).swapaxes(0, 1)
         weights.append((rows, columns))
 
-    def classes_of_block(block_rows):
-        total = 0
+    def reduce_block(block_rows):
+        total: Any = 0
         for rows, (_, columns), (scores, _) in zip(block_rows, weights, maps):
             x = jnp.einsum("brh,bhwk->brwk", rows, scores, precision=precision(scores.dtype))
             total = total + jnp.einsum("bcw,brwk->brck", columns, x, precision=precision(scores.dtype))
-        return total.argmax(-1).astype(jnp.uint8)
+        return reduce(total)
 
-    blocks = jax.lax.map(classes_of_block, [rows for rows, _ in weights])  # (blocks, B, BLOCK_ROWS, W)
-    return blocks.swapaxes(0, 1).reshape(-1, num_blocks * BLOCK_ROWS, width)[:, :height]
+    def joined(blocks):  # (blocks, B, BLOCK_ROWS, W, ...)
+        return blocks.swapaxes(0, 1).reshape(-1, num_blocks * BLOCK_ROWS, width, *blocks.shape[4:])[:, :height]
+
+    return jax.tree.map(joined, jax.lax.map(reduce_block, [rows for rows, _ in weights]))
 
 
 def score_maps(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 from jaxtyping import Array
 from numpy.typing import ArrayLike
@@ -25,6 +26,17 @@ def colorize(classes: np.ndarray, palette: ArrayLike) -> np.ndarray:
     table = np.zeros((256, 3), np.uint8)
     table[: len(palette)] = palette
     return table[classes]
+
+
+def overlay(image: np.ndarray, prediction: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
+    """uint8 (H, W, 3): the mean of the image and the colours of its prediction (H, W), with white outlines."""
+    colors = colorize(prediction, palette)
+    result = cv2.addWeighted(image, 0.5, colors, 0.5, 0)
+    is_outline = np.zeros(prediction.shape, bool)
+    is_outline[1:] |= prediction[1:] != prediction[:-1]
+    is_outline[:, 1:] |= prediction[:, 1:] != prediction[:, :-1]
+    result[is_outline] = 255
+    return result
 
 
 def comparison(

@@ -8,17 +8,16 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 from PIL import Image
 
-from isnet_jax.config import inference_settings
 from isnet_jax.datasets import decoding
 from isnet_jax.errors import UserError, printable, translating_disk_and_memory_errors
 from isnet_jax.evaluation import pictures, prediction_inputs
-from isnet_jax.evaluation.predictor import Predictor, Task, class_names_and_palette, load
+from isnet_jax.evaluation.predictor import Predictor, Source
+from isnet_jax.evaluation.segmenter import load
 from isnet_jax.runtime import files, sharding
 from isnet_jax.runtime.console import say
 from isnet_jax.runtime.threads import map_in_order
@@ -51,17 +50,16 @@ def predict_images(
     """
     images, passed_over = prediction_inputs.find_images(inputs)
     prediction_inputs.check_output(output, images, inputs)
-    config, model, variables = load(checkpoint, config, ema)
+    segmenter = load(checkpoint, config, ema)
+    model, names, palette = segmenter.model, segmenter.classes, segmenter.palette
     file_values = FORMATS[file_format] if file_format else None
-    if file_values and len(file_values) != config.model.num_classes:
+    if file_values and len(file_values) != model.num_classes:
         raise UserError(
-            f"--format={file_format} is for networks of {len(file_values)} classes; this one has "
-            f"{config.model.num_classes}."
+            f"--format={file_format} is for networks of {len(file_values)} classes; this one has {model.num_classes}."
         )
-    predictor = Predictor(config, model, variables, inference_settings(config, tta))
-    names, palette = class_names_and_palette(config)
+    predictor = segmenter.predictor(tta)
     say(
-        f"{model.description}, {config.model.num_classes} classes, {sharding.describe(predictor.mesh)}, "
+        f"{model.description}, {model.num_classes} classes, {sharding.describe(predictor.mesh)}, "
         f"{len(images)} image{'s' if len(images) > 1 else ''}"
     )
     with translating_disk_and_memory_errors(f"The prediction into {output}", "--output", RESUME_HINT, MEMORY_ADVICE):
@@ -81,17 +79,6 @@ def predict_images(
         )
 
 
-def overlay(image: np.ndarray, prediction: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
-    """uint8 (H, W, 3): the mean of the image and the colours of its prediction (H, W), with white outlines."""
-    colors = pictures.colorize(prediction, palette)
-    result = cv2.addWeighted(image, 0.5, colors, 0.5, 0)
-    is_outline = np.zeros(prediction.shape, bool)
-    is_outline[1:] |= prediction[1:] != prediction[:-1]
-    is_outline[:, 1:] |= prediction[:, 1:] != prediction[:, :-1]
-    result[is_outline] = 255
-    return result
-
-
 def save_image(path: Path, image: Image.Image, **options: int) -> None:
     """Writes a Pillow image atomically, as PNG or JPEG by its suffix, and creates its parent directories."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,21 +88,21 @@ def save_image(path: Path, image: Image.Image, **options: int) -> None:
 
 def _write(
     root: Path,
-    task: Task,
+    name: Path,
     image: np.ndarray,
     prediction: np.ndarray,
     palette: Sequence[Sequence[int]],
     file_values: Sequence[int] | None,
 ) -> np.ndarray:
     """Writes the files of an image; returns the pixels of each class, int64 (256,)."""
-    png, jpg = prediction_inputs.output_paths(root, task.name)
+    png, jpg = prediction_inputs.output_paths(root, name)
     if file_values:
         save_image(png, Image.fromarray(np.array(file_values, np.uint8)[prediction]))
     else:
         indices = Image.fromarray(prediction)
         indices.putpalette(pictures.colorize(np.arange(256), palette).tobytes())
         save_image(png, indices)
-        save_image(jpg, Image.fromarray(overlay(image, prediction, palette)), quality=90)
+        save_image(jpg, Image.fromarray(pictures.overlay(image, prediction, palette)), quality=90)
     return np.bincount(prediction.ravel(), minlength=256)
 
 
@@ -137,17 +124,18 @@ def predict_files(
         tqdm.tqdm.write(printable(f"skipped: {error}"), file=sys.stderr)
 
     root.mkdir(parents=True, exist_ok=True)  # first, so that a failure costs no work
-    tasks = _read_headers(images, on_failure)
+    sources = _read_headers(images, on_failure)
+    names = list(sources)
     write = functools.partial(_write, root, palette=palette, file_values=file_values)
     workers = min(16, os.cpu_count() or 1)
     pixels = np.zeros(256, np.int64)
     writing: collections.deque[concurrent.futures.Future] = collections.deque()
     with (
         concurrent.futures.ThreadPoolExecutor(workers) as pool,
-        tqdm.tqdm(total=len(tasks), desc="predicting", unit=" images", disable=None) as bar,
+        tqdm.tqdm(total=len(sources), desc="predicting", unit=" images", disable=None) as bar,
     ):
-        for result in predictor(tasks, on_failure) if tasks else ():
-            writing.append(pool.submit(write, *result))
+        for index, image, prediction in predictor(list(sources.values()), on_failure) if sources else ():
+            writing.append(pool.submit(write, names[index], image, prediction))
             while len(writing) > 2 * workers or writing and writing[0].done():
                 pixels += writing.popleft().result()
                 bar.update()
@@ -157,15 +145,18 @@ def predict_files(
     return len(failures), pixels
 
 
-def _read_headers(images: Mapping[Path, Path], on_failure: Callable[[UserError], None]) -> list[Task]:
+def _read_headers(images: Mapping[Path, Path], on_failure: Callable[[UserError], None]) -> dict[Path, Source]:
+    """The sources of {name: path}, without those whose header cannot be read."""
+
     def read(item):
         name, path = item
         try:
-            return Task(path, name, decoding.read_header(path))
+            header = decoding.read_header(path)
+            return name, Source(header.size, functools.partial(decoding.decode, path, header))
         except UserError as error:
             on_failure(error)
             return None
 
-    tasks = map_in_order(read, images.items())
-    bar = tqdm.tqdm(tasks, "reading headers", len(images), leave=False, unit=" images", disable=None)
-    return [task for task in bar if task]
+    found = map_in_order(read, images.items())
+    bar = tqdm.tqdm(found, "reading headers", len(images), leave=False, unit=" images", disable=None)
+    return dict(row for row in bar if row)

@@ -1,7 +1,7 @@
 """Predictions by the network of a checkpoint, for images of mixed sizes."""
 
-import importlib
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from isnet_jax import config as configs
-from isnet_jax import datasets
 from isnet_jax.checkpoints.manager import CONFIG_FILE, read_config
 from isnet_jax.checkpoints.pretrained import load_network
-from isnet_jax.datasets import decoding, tables
+from isnet_jax.datasets import tables
+from isnet_jax.datasets.class_tables import CLASS_TABLES, ClassTable
 from isnet_jax.errors import UserError
 from isnet_jax.evaluation import inference
 from isnet_jax.input import buckets
@@ -31,12 +30,15 @@ BATCH_PIXELS = 2**26  # of predictions in a batch, so that batches of large imag
 AHEAD_PIXELS = 2**28  # of images decoded ahead; a decoder may take 16 bytes for each
 
 
-class Task(NamedTuple):
-    """An image to predict."""
+CLASSES, PROBABILITIES = -1, 0  # what a Predictor returns; a positive number: of the most probable classes
+MAX_OVERHEAD, ROUNDING = 1.5, 64  # of padding to a shape that is compiled already; pixels
 
-    path: Path
-    name: Path  # in the output: relative, without suffix
-    header: decoding.Header
+
+class Source(NamedTuple):
+    """An image to predict, which is read when its turn comes."""
+
+    size: tuple[int, int]  # (height, width)
+    read: Callable[[], np.ndarray]  # -> RGB uint8 (height, width, 3); may raise UserError
 
 
 def load(
@@ -92,32 +94,26 @@ def recorded_config(directory: str | Path) -> ConfigDict:
     return config
 
 
-def class_names_and_palette(config: ConfigDict) -> tuple[Sequence[str], Sequence[Sequence[int]]]:
+def class_table(config: ConfigDict) -> ClassTable:
     """Names and colours (r, g, b) of the classes of the data set in `config`.
 
     Where they are unknown, classes are numbered and get distinct colours.
     """
     count, data = config.model.num_classes, config.data
-    default_names = [f"class {i}" for i in range(count)]
-    default_palette = tables.distinct_colors(range(1, count + 1))
-    try:
-        if data.name == "folder":
-            names = [name for name in data.folder.classes if name]
-            palette = tables.colors_of_named(data.folder.classes, data.folder.palette) or default_palette
-        else:
-            module, _, name = datasets.CLASSES[data.name].partition(".")
-            builder = getattr(importlib.import_module(f"isnet_jax.datasets.{module}"), name)
-            names, palette = builder.NAMES, builder.PALETTE
-    except (ImportError, KeyError):  # builders need TensorFlow, which is not installed; or the data set is unknown
-        return default_names, default_palette
-    return (names, palette) if len(names) == len(palette) == count else (default_names, default_palette)
+    default = ClassTable(tuple(f"class {i}" for i in range(count)), tables.distinct_colors(range(1, count + 1)))
+    if data.name == "folder":
+        palette = tables.colors_of_named(data.folder.classes, data.folder.palette)
+        table = ClassTable(tuple(name for name in data.folder.classes if name), palette or default.palette)
+    else:
+        table = CLASS_TABLES.get(data.name, default)
+    return table if len(table.names) == len(table.palette) == count else default
 
 
 class Predictor:
-    """Predicts images of mixed sizes, in batches over all devices.
+    """Predicts images of mixed sizes, in batches over all devices. Threads may share it.
 
-    Images are padded to at most config.test.max_shape_buckets shapes, one compilation each. The padding never changes a
-    prediction.
+    Images are padded to a few shapes, one compilation each: in a call, to at most config.test.max_shape_buckets, and
+    later calls take the shapes of earlier ones where that costs little. The padding never changes a prediction.
     """
 
     def __init__(self, config: ConfigDict, model: ISNet, variables: Mapping[str, Any], settings: Mapping[str, Any]):
@@ -127,82 +123,116 @@ class Predictor:
         self.mesh: Mesh = sharding.make_mesh()
         use_one_opencv_thread()
         self._variables = jax.device_put(variables, sharding.replicated(self.mesh))
+        self._shapes = KnownShapes(config.test.max_shape_buckets)
 
-        def step(variables, batch, output_shape):
+        def step(variables, batch, output_shape, output):
             maps = inference.score_maps(
                 model, variables, normalize(batch["image"]), valid_size=batch["image_size"], **settings
             )
-            return inference.predict_classes(maps, output_shape, batch["output_size"])
+            if output == CLASSES:
+                return inference.predict_classes(maps, output_shape, batch["output_size"])
+            top = output or None
+            return inference.predict_probabilities(maps, output_shape, batch["output_size"], settings["average"], top)
 
         self._step = jax.jit(
             step,
-            static_argnums=2,
+            static_argnums=(2, 3),
             out_shardings=sharding.batch_sharding(self.mesh),
             compiler_options=compiler.options(self.mesh),
         )
 
     def __call__(
-        self, tasks: Sequence[Task], on_failure: Callable[[UserError], None]
-    ) -> Iterator[tuple[Task, np.ndarray, np.ndarray]]:
-        """Yields (task, image (h, w, 3), prediction (h, w)), both uint8.
+        self, sources: Sequence[Source], on_failure: Callable[[UserError], None], output: int = CLASSES
+    ) -> Iterator[tuple[int, np.ndarray, Any]]:
+        """Yields (index in `sources`, image uint8 (h, w, 3), prediction uint8 (h, w)), in no particular order.
 
-        on_failure(error): called for each image that cannot be read; it is then skipped.
+        on_failure(error): called for each image that cannot be read; it is then skipped. output: CLASSES for
+        predictions as above; PROBABILITIES for float32 (h, w, K) in their place; or a number, for so many of the most
+        probable classes, uint8 (h, w, output), and their probabilities, float32 (h, w, output).
         """
         pending = None
-        for rows, batch, output_shape in self._batches(tasks, on_failure):
-            predictions = self._step(self._variables, sharding.to_devices(batch, self.mesh), output_shape)
+        for rows, batch, output_shape in self._batches(sources, on_failure):
+            results = self._step(self._variables, sharding.to_devices(batch, self.mesh), output_shape, output)
             if pending:  # fetched a batch late, so that the device never waits
                 yield from self._unpad(*pending)
-            pending = rows, predictions
+            pending = rows, results
         if pending:
             yield from self._unpad(*pending)
 
-    def _unpad(
-        self, rows: Sequence[tuple[Task, np.ndarray]], predictions: Array
-    ) -> Iterator[tuple[Task, np.ndarray, np.ndarray]]:
-        for (task, image), prediction in zip(rows, np.asarray(predictions)):
-            yield task, image, prediction[: image.shape[0], : image.shape[1]]
+    def _unpad(self, rows: Sequence[tuple[int, np.ndarray]], results: Any) -> Iterator[tuple[int, np.ndarray, Any]]:
+        on_host = jax.tree.map(np.asarray, results)
+        for i, (index, image) in enumerate(rows):
+            height, width = image.shape[:2]
+            yield index, image, jax.tree.map(lambda x: x[i, :height, :width], on_host)  # noqa: B023 (used at once)
 
-    def _input_size(self, task: Task) -> tuple[int, int]:
+    def _input_size(self, source: Source) -> tuple[int, int]:
         """(height, width) of the image as the network sees it."""
-        height, width = target_size(*task.header.size, self._test.resize, self._test.keep_ratio)
+        height, width = target_size(*source.size, self._test.resize, self._test.keep_ratio)
         return max(height, 1), max(width, 1)
 
     def _batches(
-        self, tasks: Sequence[Task], on_failure: Callable[[UserError], None]
-    ) -> Iterator[tuple[list[tuple[Task, np.ndarray]], dict[str, np.ndarray], tuple[int, int]]]:
-        """Yields the (task, image) of each batch, the batch, and the padded shape of its predictions."""
-        sizes = np.array([(*self._input_size(task), *task.header.size) for task in tasks])
-        max_buckets = min(self._test.max_shape_buckets, 1 + len(tasks) // self._test.batch_size)  # worth compiling
+        self, sources: Sequence[Source], on_failure: Callable[[UserError], None]
+    ) -> Iterator[tuple[list[tuple[int, np.ndarray]], dict[str, np.ndarray], tuple[int, int]]]:
+        """Yields the (index, image) of each batch, the batch, and the padded shape of its predictions."""
+        sizes = np.array([(*self._input_size(source), *source.size) for source in sources])
+        max_buckets = min(self._test.max_shape_buckets, 1 + len(sources) // self._test.batch_size)  # worth compiling
         chosen = buckets.choose_buckets(sizes, max_buckets, (1, OUTPUT_COST))
+        shapes = self._shapes.padded(chosen.sizes)
         order = np.argsort(-chosen.which, kind="stable")  # the largest first: too little memory shows at once
 
         def read(index):
-            task = tasks[index]
+            source = sources[index]
             try:
-                image = decoding.decode(task.path, task.header)
-                return index, task, image, resize(image, self._input_size(task))
+                image = source.read()
+                return index, image, resize(image, self._input_size(source))
             except UserError as error:
                 on_failure(error)
-                return index, None, None, None
+                return index, None, None
 
-        ahead = map_in_order(read, order, lambda index: np.prod(tasks[index].header.size), AHEAD_PIXELS)
+        ahead = map_in_order(read, order, lambda index: np.prod(sources[index].size), AHEAD_PIXELS)
         for bucket, group in itertools.groupby(ahead, lambda row: chosen.which[row[0]]):
-            height, width, output_height, output_width = chosen.sizes[bucket].tolist()
+            height, width, output_height, output_width = shapes[bucket]
             num_images = np.count_nonzero(chosen.which == bucket)
             fitting = max(BATCH_PIXELS // (output_height * output_width), 1)
             batch_size = min(self._test.batch_size, num_images, fitting)
             batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
-            rows = (row[1:] for row in group if row[1])
+            rows = (row for row in group if row[1] is not None)
             while part := list(itertools.islice(rows, batch_size)):
                 batch = _pad(part, batch_size, (height, width))
-                yield [(task, image) for task, image, _ in part], batch, (output_height, output_width)
+                yield [(index, image) for index, image, _ in part], batch, (output_height, output_width)
+
+
+class KnownShapes:
+    """The padded shapes that are compiled, (height, width) of input and output. Threads may share it."""
+
+    def __init__(self, enough: int):
+        """enough: from this number of shapes on, new ones are rounded up, so that they serve more sizes."""
+        self._enough, self._lock = enough, threading.Lock()
+        self._known: list[tuple[int, ...]] = []
+
+    def padded(self, shapes: np.ndarray) -> list[tuple[int, ...]]:
+        """For each of the shapes int (n, 4), the cheapest known one that it fits and that costs little more, or a new
+        one, which is known from then on.
+        """
+        with self._lock:
+            known = np.array(self._known).reshape(-1, 4)
+            result = []
+            for shape in shapes:
+                costs = buckets.cost(known, (1, OUTPUT_COST))
+                fits = (shape <= known).all(-1) & (costs <= MAX_OVERHEAD * buckets.cost(shape, (1, OUTPUT_COST)))
+                if fits.any():
+                    result.append(tuple(known[np.where(fits, costs, np.inf).argmin()].tolist()))
+                else:
+                    step = ROUNDING if len(self._known) >= self._enough else 1
+                    result.append(tuple((-(-shape // step) * step).tolist()))
+                    self._known.append(result[-1])
+            return result
 
 
 def _pad(
-    rows: Sequence[tuple[Task, np.ndarray, np.ndarray]], batch_size: int, shape: tuple[int, int]
+    rows: Sequence[tuple[int, np.ndarray, np.ndarray]], batch_size: int, shape: tuple[int, int]
 ) -> dict[str, np.ndarray]:
-    """A batch of (task, image, resized image); rows without an image are of 1 x 1 pixels."""
+    """A batch of (index, image, resized image); rows without an image are of 1 x 1 pixels."""
     batch: dict[str, np.ndarray] = {
         "image": np.zeros((batch_size, *shape, 3), np.uint8),
         "image_size": np.ones((batch_size, 2), np.int32),

@@ -195,7 +195,8 @@ def test_predict_official_checkpoint_with_flip_in_cityscapes_format(photos, tmp_
     code, out, err = run(
         folder / "grey.jpeg", folder / "street", *args, f"--output={tmp_path}/out", path=[tmp_path / "fake"]
     )
-    assert (code, err) == (0, "") and "2 images predicted" in out and "class " in out
+    assert (code, err) == (0, "") and "2 images predicted" in out  # names of classes need no TensorFlow
+    assert any(name in out for name in Cityscapes.NAMES)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "grey.png"]
     predict = jax.jit(partial(inference.predict, model, flip=True, flip_pairs=((0, 1),)), static_argnums=2)
     scores_of = partial(predict, jax.device_put(variables))
@@ -293,9 +294,9 @@ def test_recorded_config_is_read_back(tmp_path):
     recorded = predictor.recorded_config(tmp_path)
     assert {name: value for name, value in recorded.to_dict().items() if name in c} == c.to_dict()
     palette = ((128, 0, 0), (0, 128, 0), (128, 128, 0))
-    assert predictor.class_names_and_palette(recorded) == (["a", "b", "c"], palette)
+    assert predictor.class_table(recorded) == (("a", "b", "c"), palette)
     recorded.data.folder.palette = ((300, 0, 0), (1, 2), 7)  # no colours: the file may come from anyone
-    assert predictor.class_names_and_palette(recorded) == (["a", "b", "c"], palette)
+    assert predictor.class_table(recorded) == (("a", "b", "c"), palette)
 
 
 def test_recorded_config_upgrades_fields_of_earlier_versions(tmp_path):

@@ -58,7 +58,7 @@ class RecordedConfigs(Reader):
         self.write("config.json", content)
         recorded = predictor.recorded_config(self.folder)
         assert create_model(recorded.model).num_classes == recorded.model.num_classes
-        assert len(predictor.class_names_and_palette(recorded)[0]) == recorded.model.num_classes
+        assert len(predictor.class_table(recorded)[0]) == recorded.model.num_classes
 
 
 class CommandLines(Reader):

@@ -1,0 +1,134 @@
+"""A trained network as an object: `isnet_jax.load(checkpoint).predict(image)`."""
+
+import functools
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from ml_collections import ConfigDict
+from PIL import Image, ImageOps
+
+from isnet_jax import cli
+from isnet_jax.config import inference_settings
+from isnet_jax.datasets import decoding, tables
+from isnet_jax.errors import UserError, first_line
+from isnet_jax.evaluation import pictures, predictor
+from isnet_jax.evaluation.predictor import CLASSES, PROBABILITIES, Predictor, Source
+from isnet_jax.models.isnet import ISNet
+
+ImageLike = str | os.PathLike | Image.Image | np.ndarray  # a file, an image, or RGB uint8 (H, W, 3)
+Mask = UInt8[np.ndarray, "h w"]
+
+
+def load(checkpoint: str | os.PathLike, config: ConfigDict | str | None = None, ema: bool = False) -> "Segmenter":
+    """The network of a checkpoint, ready to predict.
+
+    checkpoint: the directory of a run or of isnet_jax.convert, or an official file. config: for files, which do not say
+    how the network is built and tested: a ConfigDict, or FILE[:BACKBONE] as on the command line. ema: the moving
+    averages of a run's weights. Raises UserError if the checkpoint cannot be read, is of another network, or needs a
+    config.
+    """
+    config = cli.load_config(config) if isinstance(config, str) else config
+    return Segmenter(*predictor.load(os.fspath(checkpoint), config, ema))
+
+
+class Segmenter:
+    """Predicts the class of every pixel. Threads may share it; all devices of the process work for it.
+
+    Images may be of any size. They are padded to few shapes, one compilation each, which never changes a prediction.
+    """
+
+    def __init__(self, config: ConfigDict, model: ISNet, variables: Mapping[str, Any]):
+        """variables: {"params", "batch_stats"} of `model`, which is of `config`."""
+        self.config, self.model = config, model
+        self._variables = variables
+        self._predictors: dict[bool, Predictor] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes; their indices are the values in a mask."""
+        return predictor.class_table(self.config).names
+
+    @property
+    def palette(self) -> tuple[tables.Color, ...]:
+        """The colour (r, g, b) of each class."""
+        return predictor.class_table(self.config).palette
+
+    def predict(self, images: ImageLike | Sequence[ImageLike], tta: bool = False) -> Mask | list[Mask]:
+        """Masks of class indices, uint8 (H, W), at the size of each image as viewers show it (EXIF orientation).
+
+        A sequence of images gives a list, one image a mask. tta: several scales and flips, as config.test.tta sets
+        them. Raises UserError for an image that cannot be read.
+        """
+        if isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
+            return self._run([images], tta, CLASSES)[0]
+        return self._run(images, tta, CLASSES)
+
+    def probabilities(
+        self, image: ImageLike, top: int | None = None, tta: bool = False
+    ) -> Float32[np.ndarray, "h w k"] | tuple[UInt8[np.ndarray, "h w top"], Float32[np.ndarray, "h w top"]]:
+        """The probability of every class at every pixel; their argmax is the mask that `predict` returns.
+
+        With `top`, only the largest: their classes and the probabilities themselves, in falling order, which take a
+        fraction of the memory. Raises UserError for an image that cannot be read, or a `top` below 1.
+        """
+        if top is not None and not 1 <= top <= len(self.classes):
+            raise UserError(f"top is {top!r}; it must be from 1 to {len(self.classes)}, the number of classes.")
+        return self._run([image], tta, top or PROBABILITIES)[0]
+
+    def overlay(self, image: ImageLike, mask: Mask) -> UInt8[np.ndarray, "h w 3"]:
+        """The mean of an image and the colours of its mask, with white outlines between classes.
+
+        Raises UserError if their sizes differ.
+        """
+        pixels = source(image).read()
+        if mask.shape != pixels.shape[:2]:
+            raise UserError(f"The mask is {mask.shape}, but the image {pixels.shape[:2]} (height, width).")
+        return pictures.overlay(pixels, mask, self.palette)
+
+    def predictor(self, tta: bool = False) -> Predictor:
+        """What predicts in batches, for many images; made once."""
+        with self._lock:
+            if tta not in self._predictors:
+                settings = inference_settings(self.config, tta)
+                self._predictors[tta] = Predictor(self.config, self.model, self._variables, settings)
+            return self._predictors[tta]
+
+    def _run(self, images: Sequence[ImageLike], tta: bool, output: int) -> list[Any]:
+        def fail(error: UserError) -> None:
+            raise error
+
+        results: list[Any] = [None] * len(images)
+        sources = [source(image) for image in images]
+        for index, _, result in self.predictor(tta)(sources, fail, output) if sources else ():
+            results[index] = result
+        return results
+
+
+def source(image: ImageLike) -> Source:
+    """What a Predictor takes; raises UserError for what is no image."""
+    if isinstance(image, str | os.PathLike):
+        path = Path(image)
+        header = decoding.read_header(path)
+        return Source(header.size, functools.partial(decoding.decode, path, header))
+    if isinstance(image, Image.Image):
+        try:
+            pixels = decoding.rgb(ImageOps.exif_transpose(image))
+        except (OSError, SyntaxError, ValueError) as error:  # SyntaxError: of a damaged PNG
+            raise UserError(f"An image is damaged or of a kind that cannot be read: {first_line(error)}.") from None
+    elif isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        pixels = image
+    else:
+        found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise UserError(
+            f"An image is {found}; it must be a path, a Pillow image, or an RGB array of uint8 (H, W, 3). For an array "
+            "of another kind, give Image.fromarray(array)."
+        )
+    if not pixels.size:
+        raise UserError(f"An image is {pixels.shape[0]} x {pixels.shape[1]} pixels; it must have some.")
+    return Source(pixels.shape[:2], lambda: pixels)
