@@ -22,6 +22,8 @@ from isnet_jax.runtime import interrupts
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+# Where the recipes are: in an installed package, or beside it in a checkout.
+RECIPES = Path(__file__).parent / "recipes", Path(__file__).parents[1] / "configs"
 USAGE_EXIT_CODE, BROKEN_PIPE_EXIT_CODE = 2, 141
 
 
@@ -75,20 +77,36 @@ def config_name(argv: Sequence[str]) -> str:
     return Path(path).stem + (f"-{backbone}" if backbone else "")
 
 
-def load_config(argument: str) -> "ConfigDict":
-    """The config of FILE[:BACKBONE], a Python file with `get_config`.
+def config_file(path: str) -> str:
+    """The file of a config: `path` itself if there is one, or that of the recipe of this name, such as ade20k.
 
-    Raises UserError if the file does not exist, or with the line at which it fails.
+    Raises UserError if there is neither.
+    """
+    if Path(path).is_file():
+        return path
+    folder = next(folder for folder in RECIPES if folder.is_dir() or folder is RECIPES[-1])
+    recipes = {recipe.stem: recipe for recipe in sorted(folder.glob("*.py"))}
+    if path in recipes:
+        return str(recipes[path])
+    close = difflib.get_close_matches(Path(path).stem, recipes, 1)
+    raise UserError(
+        f"The config file {path!r} does not exist in {Path.cwd()}"
+        + (f"; did you mean --config={close[0]}?" if close else ".")
+        + f" Give a file, or the name of a recipe: {', '.join(recipes)}."
+    )
+
+
+def load_config(argument: str) -> "ConfigDict":
+    """The config of FILE[:BACKBONE], a Python file with `get_config`, or of RECIPE[:BACKBONE].
+
+    Raises UserError if there is no such file or recipe, or with the line at which it fails.
     """
     from ml_collections import ConfigDict
 
     from isnet_jax.config import default
 
     path, colon, backbone = argument.partition(":")
-    if not Path(path).is_file():
-        raise UserError(
-            f"The config file {path!r} does not exist in {Path.cwd()}; give one as in --config=configs/ade20k.py."
-        )
+    path = config_file(path)
     try:
         config = runpy.run_path(path)["get_config"](*([backbone] if colon else []))
         if not isinstance(config, ConfigDict) or set(default()) - set(config):
@@ -123,7 +141,7 @@ def _parse_command_line(
     define_flags()
     if needs_config or any(re.match(r"--?(no)?config\b", arg) for arg in sys.argv[1:]):
         _check_config_arguments(sys.argv)
-    args = _parse_flags(sys.argv, max_positional)
+    args = _parse_flags(_with_config_file(sys.argv), max_positional)
     config = config_flag.value
     if config is not None:
         configs.check(config)
@@ -144,6 +162,18 @@ def _config_argument(argv: Sequence[str]) -> str:
     if len(values) != 1:
         raise flags.Error(f"--config=FILE is {'given twice' if values else 'missing'}")
     return values[0]
+
+
+def _with_config_file(argv: Sequence[str]) -> list[str]:
+    """The command line as the config flags need it: with the file of a recipe in place of its name."""
+    result = list(argv)
+    for i, argument in enumerate(argv):
+        if match := re.fullmatch("(--?config=)([^:]*)(.*)", argument, re.DOTALL):
+            result[i] = f"{match[1]}{config_file(match[2])}{match[3]}"
+        elif re.fullmatch("--?config", argument) and argv[i + 1 :]:
+            path, colon, backbone = argv[i + 1].partition(":")
+            result[i + 1] = f"{config_file(path)}{colon}{backbone}"
+    return result
 
 
 def _check_config_arguments(argv: Sequence[str]) -> None:

@@ -1,9 +1,14 @@
 """What is installed, and what README promises of it."""
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
+import zipfile
 
 import numpy as np
+import pytest
 from cases import REFERENCE, weights
 from paths import ROOT
 
@@ -36,3 +41,70 @@ def test_readme_python_snippet_runs(monkeypatch):
     exec(compile(snippet, "README.md", "exec"), names)
     assert names["outputs"]["logits"].shape == names["outputs"]["stage1_logits"].shape == (1, 5, 6, 150)
     assert str(names["outputs"]["logits"].dtype) == "float32"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """What the wheel installs, in a folder outside the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(source)], check=True)
+    for name in ("pyproject.toml", "setup.py"):  # as they are here, committed or not
+        (source / name).write_bytes((ROOT / name).read_bytes())
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(folder)]
+    subprocess.run([*build, str(source)], check=True, capture_output=True)
+    [wheel] = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(folder / "site")
+    return folder / "site"
+
+
+def run_installed(installed, tmp_path, *args):
+    """Runs Python with the installed package, from an empty folder: exit code, output, errors."""
+    env = os.environ | {"PYTHONPATH": str(installed)}
+    done = subprocess.run([sys.executable, *args], cwd=tmp_path, env=env, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_wheel_holds_recipes_templates_and_types(installed):
+    recipes = {path.stem for path in (installed / "isnet_jax/recipes").glob("*.py")}
+    assert recipes == {path.stem for path in (ROOT / "configs").glob("*.py")}
+    assert (installed / "isnet_jax/py.typed").exists()
+    templates = {path.name for path in (ROOT / "isnet_jax/evaluation/report/templates").iterdir()}
+    assert {path.name for path in (installed / "isnet_jax/evaluation/report/templates").iterdir()} == templates
+    [entry_points] = installed.glob("isnet_jax-*.dist-info/entry_points.txt")
+    assert "isnet = isnet_jax.__main__:main" in entry_points.read_text()
+
+
+def test_installed_recipes_are_found_by_name(installed, tmp_path):
+    code = (
+        "import isnet_jax; from isnet_jax.cli import load_config; print(isnet_jax.__file__);"
+        "print(load_config('ade20k:resnet101').model.backbone)"
+    )
+    status, out, err = run_installed(installed, tmp_path, "-c", code)
+    assert (status, out.split()) == (0, [str(installed / "isnet_jax/__init__.py"), "resnet101"]), err
+
+
+@pytest.mark.parametrize(
+    "args, status, message",
+    [
+        ((), 2, "COMMAND is missing"),
+        (("trian",), 2, "there is no command 'trian'"),
+        (("--help",), 0, "compile-check"),
+        (("predict", "--help"), 0, "Predicts the class of every pixel"),
+        (("compile-check", "--help"), 0, "Compiles a recipe"),
+        (("train", "--config=ade20"), 1, "did you mean --config=ade20k?"),
+        (("train", "--config", "lip:resnet1"), 1, "There is no backbone 'resnet1'"),
+    ],
+)
+def test_one_command_runs_all(installed, tmp_path, args, status, message):
+    found = run_installed(installed, tmp_path, "-m", "isnet_jax", *args)
+    assert found[0] == status and message in " ".join("".join(found[1:]).split()), found
+
+
+def test_every_command_is_listed():
+    from isnet_jax import __main__
+
+    modules = {path.stem for path in (ROOT / "isnet_jax").glob("*.py") if "cli.run(" in path.read_text()} - {"cli"}
+    listed = re.findall(r"^  ([a-z-]+)  ", __main__.__doc__, re.M)
+    assert {__main__.MODULES.get(name, name) for name in listed} == modules
