@@ -213,7 +213,7 @@ def _check_field(config: "ConfigDict", field: str) -> None:
             close = difflib.get_close_matches(name, valid, 1)
             hint = f"; it is called config.{RENAMED[field]} now." if field in RENAMED else "."
             raise UserError(
-                f"{path} has no field {name!r}"
+                f"{path} has no field {name!r:.200}"
                 + (f"; did you mean {close[0]!r}?" if close and field not in RENAMED else hint)
                 + (f" Its fields are {', '.join(valid)}." if valid else "")
             )

@@ -121,7 +121,7 @@ class Folder(FolderBuilder):
         changed = [name for name, value in recorded.items() if current.get(name) != value]
         if changed:
             raise UserError(
-                f"{self.data_path} has been prepared with other {' and '.join(changed)} in config.data.folder: prepare "
+                f"{self.data_path} has been prepared with other {' and '.join(changed):.300} in config.data.folder: prepare "
                 "it again with isnet_jax.prepare --overwrite, or choose another config.data.folder.name."
             )
 

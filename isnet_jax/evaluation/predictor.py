@@ -84,7 +84,7 @@ def recorded_config(directory: str | Path) -> ConfigDict:
         config = configs.default(recorded["model"]["backbone"])
         with config.unlocked():  # additional facts, such as train_examples, do no harm
             config.update(with_tuples(recorded))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"{directory}/{CONFIG_FILE} does not hold a config of isnet_jax ({reason}); give "
