@@ -118,10 +118,10 @@ class Folder(FolderBuilder):
         """See `SegmentationBuilder.require_same_fields`; earlier versions recorded fewer fields."""
         current = folder_config.as_json(self.fields)
         recorded = {"label_values": [], "split_seed": 0, **self.info.metadata["folder"]}
-        changed = [name for name, value in recorded.items() if current.get(name) != value]
+        changed = " and ".join(name for name, value in recorded.items() if current.get(name) != value)
         if changed:
             raise UserError(
-                f"{self.data_path} has been prepared with other {' and '.join(changed):.300} in config.data.folder: prepare "
+                f"{self.data_path} has been prepared with other {changed:.300} in config.data.folder: prepare "
                 "it again with isnet_jax.prepare --overwrite, or choose another config.data.folder.name."
             )
 
