@@ -12,9 +12,12 @@ usage: python -m isnet_jax.predict --checkpoint=DIR [--tta] [--format=FORMAT] --
   --format      cityscapes, ade20k or lip: write only NAME.png, in greyscale, with the values that the benchmark's
                 server expects
 
+IMAGE_OR_FOLDER may be a pattern in quotes, in which ** stands for folders of any depth. Images whose names differ only
+in suffix or folder are written as NAME.SUFFIX.png or FOLDER/NAME.SUFFIX.png.
+
 Images are JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF files of any size and colour mode. An image is rotated as its EXIF
-orientation says,
-and its prediction has the upright size. Files that cannot be read are skipped with a reason; the exit code is then 1.
+orientation says, and its prediction has the upright size. Files that cannot be read are skipped with a reason; the exit
+code is then 1.
 """
 
 import sys

@@ -1,6 +1,8 @@
 """The image files that `predict` is given, and the names of what it writes for them."""
 
 import collections
+import glob
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,37 +19,53 @@ NO_SUFFIX = "without suffix"
 
 
 def find_images(inputs: Sequence[str | Path]) -> tuple[dict[Path, Path], collections.Counter[str]]:
-    """The images in `inputs`, files and folders, and the number of other files in folders, by suffix.
+    """The images in `inputs`, files, folders and patterns, and the number of other files in them, by suffix.
 
     Images are {name in the output, relative and without suffix: path}. A folder contributes all images below it,
-    recognised by their suffix; links are followed, hidden files ignored. Raises UserError for a path that does not
-    exist, for a video, for a folder without images, and if two images would have the same name.
+    recognised by their suffix; links are followed, hidden files ignored. In a pattern ** stands for folders of any
+    depth. Images whose names would be equal keep their suffix in it, or get that of their folder before it. Raises
+    UserError for a path that does not exist, for a video, and for a folder or a pattern without images.
     """
-    images: dict[Path, Path] = {}
+    found: list[tuple[Path, Path]] = []
     passed_over: collections.Counter[str] = collections.Counter()
     for given in inputs:
         path = Path(given)
         if path.is_dir():
             named, others = _images_below(path)
-            if not named:
-                rest = f": it holds {describe(others)}" if others else ""
-                raise UserError(f"The folder {given} holds no images ({', '.join(decoding.SUFFIXES)}){rest}.")
-            passed_over += others
         elif path.suffix.lower() in VIDEO_SUFFIXES and path.exists():
             raise UserError(f"{given} is a video: {FRAMES_ADVICE}, and predict the folder of frames.")
         elif path.exists():
-            named = [(Path(path.name), path)]
+            named, others = [(Path(path.name), path)], collections.Counter()
+        elif glob.has_magic(str(given)):
+            named, others = _images_matching(str(given))
         else:
             raise UserError(f"The image or folder {given} does not exist.")
-        for name, file in named:
-            name = name.with_suffix("")
-            if name in images:
-                raise UserError(
-                    f"{images[name]} and {file} would both be written to {name}.png: rename one, or predict "
-                    "them into different --output directories."
-                )
-            images[name] = file
-    return images, passed_over
+        if not named:
+            rest = f": it holds {describe(others)}" if others else ""
+            kind = "folder" if path.is_dir() else "pattern"
+            raise UserError(f"The {kind} {given} holds no images ({', '.join(decoding.SUFFIXES)}){rest}.")
+        passed_over += others
+        found += named
+    return _named_apart(found), passed_over
+
+
+def _named_apart(found: Sequence[tuple[Path, Path]]) -> dict[Path, Path]:
+    """{name without suffix: path}, with longer names where these are equal; raises UserError if they still are."""
+    images = {os.path.abspath(path): (name, path) for name, path in found}  # each once
+    names = {key: name.with_suffix("") for key, (name, _) in images.items()}
+    for longer in (lambda name, path: name, lambda name, path: name.parent / path.absolute().parent.name / name.name):
+        counts = collections.Counter(names.values())
+        names = {key: longer(*images[key]) if counts[name] > 1 else name for key, name in names.items()}
+    named: dict[Path, Path] = {}
+    for key, name in names.items():
+        path = images[key][1]
+        if name in named:
+            raise UserError(
+                f"{named[name]} and {path} would both be written to {name}.png: rename one, or predict them into "
+                "different --output directories."
+            )
+        named[name] = path
+    return named
 
 
 def describe(counts: Mapping[str, int]) -> str:
@@ -86,6 +104,19 @@ def _images_below(folder: Path) -> tuple[list[tuple[Path, Path]], collections.Co
             else:
                 others[path.suffix.lower() or NO_SUFFIX] += 1
     return sorted(named), others
+
+
+def _images_matching(pattern: str) -> tuple[list[tuple[Path, Path]], collections.Counter[str]]:
+    """(path relative to the folder before the first wildcard, path) of the images that match, and the other files."""
+    parts = Path(pattern).parts
+    root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), parts))
+    named, others = [], collections.Counter[str]()
+    for path in map(Path, sorted(glob.glob(pattern, recursive=True))):
+        if path.name.lower().endswith(decoding.SUFFIXES) and path.is_file():
+            named.append((path.relative_to(root), path))
+        elif path.is_file():
+            others[path.suffix.lower() or NO_SUFFIX] += 1
+    return named, others
 
 
 def check_output(output: str | Path, images: Mapping[Path, Path], inputs: Sequence[str | Path]) -> None:

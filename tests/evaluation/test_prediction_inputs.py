@@ -60,3 +60,24 @@ def test_names_too_long_for_predictions_are_refused_first(tmp_path):
         prediction_inputs.check_output(tmp_path / "out", images, [tmp_path / "in"])
     images = {Path("x" * 230): Path("x")}
     prediction_inputs.check_output(tmp_path / "out", images, [tmp_path / "in"])
+
+
+def test_images_of_one_name_are_written_apart(tmp_path):
+    write(tmp_path, "a/x.jpg", "a/x.png", "a/y.jpg", "b/y.jpg", "b/z.jpg")
+    assert find(tmp_path / "a", tmp_path / "b") == (["a/y.jpg", "b/y.jpg", "x.jpg", "x.png", "z"], {})
+    assert find(tmp_path / "a/y.jpg", tmp_path / "a/y.jpg") == (["y"], {})
+    write(tmp_path, "one/b/y.jpg", "two/b/y.jpg")
+    with pytest.raises(UserError, match="would both be written to b/y.jpg.png"):
+        find(tmp_path / "one/b/y.jpg", tmp_path / "two/b/y.jpg")
+
+
+def test_patterns_in_quotes(tmp_path, monkeypatch):
+    write(tmp_path, "photos/a.jpg", "photos/deep/er/b.JPG", "photos/c.txt", "photos/[x].png")
+    monkeypatch.chdir(tmp_path)
+    assert find("photos/*") == (["[x]", "a"], {".txt": 1})
+    assert find("photos/**/*.[jJ]*") == (["a", "deep/er/b"], {})
+    assert find("photos/[x].png") == (["[x]"], {})  # a file of this name
+    with pytest.raises(UserError, match=r"The pattern photos/\*.gif holds no images"):
+        find("photos/*.gif")
+    with pytest.raises(UserError, match=r"The pattern photos/\*.txt holds no images .*: it holds 1 .txt"):
+        find("photos/*.txt")
