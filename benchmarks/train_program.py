@@ -12,7 +12,8 @@ from benchmarks.workload import LEARNING_RATE
 from isnet_jax.models.isnet import ISNet
 from isnet_jax.runtime import sharding
 from isnet_jax.training.fastest_attention import with_fastest_attention
-from isnet_jax.training.step import make_optimizer, make_schedule, make_train_step, state_from_variables
+from isnet_jax.training.optimizer import make_optimizer, make_schedule
+from isnet_jax.training.step import make_train_step, state_from_variables
 
 
 def make_train_program(

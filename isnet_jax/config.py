@@ -21,6 +21,23 @@ ADDED = {  # what earlier versions did
     "data.folder.label_values": [],
     "data.folder.split_seed": 0,
     "data.folder.exif": True,  # nothing to earlier data: whether images are turned is recorded with them
+    "loss": {
+        "class_weights": [],
+        "balance_classes": False,
+        "label_smoothing": 0.0,
+        "ohem_threshold": 0.0,
+        "ohem_min_kept": 100_000,
+        "dice_weight": 0.0,
+    },
+    "train.optimizer": "sgd",
+    "train.schedule": "poly",
+    "train.warmup_steps": 0,
+    "train.clip_norm": 0.0,
+    "train.head_lr_factor": 1.0,
+    "train.backbone_lr_factor": 1.0,
+    "train.decay_norms_and_biases": True,
+    "train.frozen_stages": 0,
+    "train.freeze_batch_norm": False,
 }
 # Fields that change nothing in the result, so that a run may be resumed with other values.
 RESUMABLE_CHANGES = (
@@ -90,15 +107,32 @@ def default(backbone: str = "resnet50") -> ConfigDict:
                 "rotate_degrees": 30,
                 "photometric": True,
             },
+            "loss": {  # of each of the three classifiers; docs/training.md has the formulas
+                "class_weights": (),  # a number per class; (): all count alike
+                "balance_classes": False,  # True: class weights from the pixels of each class in data.train_split
+                "label_smoothing": 0.0,
+                "ohem_threshold": 0.0,  # above 0: only pixels count whose class is less probable, as with 0.7 ...
+                "ohem_min_kept": 100_000,  # ... or the hardest ones, that many for each image of the batch
+                "dice_weight": 0.0,  # above 0: of a Dice loss beside the cross entropy
+            },
             "train": {
                 "global_batch_size": 16,
                 "epochs": 1,
                 "base_lr": 0.01,
                 "min_lr": 1e-4,
                 "weight_decay": 5e-4,
-                "momentum": 0.9,
-                "power": 0.9,
+                "momentum": 0.9,  # of adamw: the first beta
+                "power": 0.9,  # of poly
                 "ema_decay": 0.0,  # 0: no moving average of the weights
+                "optimizer": "sgd",  # or adamw
+                "schedule": "poly",  # or cosine
+                "warmup_steps": 0,  # in which the learning rate rises from 0 to base_lr
+                "clip_norm": 0.0,  # largest norm of the gradient; 0: any
+                "head_lr_factor": 1.0,  # of the learning rate of all but the backbone
+                "backbone_lr_factor": 1.0,
+                "decay_norms_and_biases": True,  # False: weight decay on kernels alone
+                "frozen_stages": 0,  # of the backbone, as loaded: 1 the stem, 2 also layer1, ..., 5 all; 0: none
+                "freeze_batch_norm": False,  # True: the backbone's batch statistics stay as loaded
                 "pretrained": config_dict.placeholder(str),  # .pth of the ImageNet backbone or of a whole ISNet
             },
             "test": {
@@ -136,6 +170,8 @@ def check(config: ConfigDict) -> None:
     create_model(config.model)
     parse_mesh(config.mesh)
     _check_training(config)
+    _check_optimizer(config)
+    _check_loss(config)
     _check_augmentation(config)
     _check_testing(config)
 
@@ -168,6 +204,39 @@ def _check_training(config: ConfigDict) -> None:
     _require(config, rates, "a finite number, 0 or more", lambda x: 0 <= x < math.inf)
     _require(config, "train.min_lr", "at most config.train.base_lr", lambda x: x <= config.train.base_lr)
     _require(config, "train.momentum train.ema_decay", "at least 0 and below 1", lambda x: 0 <= x < 1)
+
+
+def _check_optimizer(config: ConfigDict) -> None:
+    _require(config, "train.optimizer", "sgd or adamw", lambda name: name in ("sgd", "adamw"))
+    _require(config, "train.schedule", "poly or cosine", lambda name: name in ("poly", "cosine"))
+    _require(config, "train.warmup_steps", "0 or more", lambda n: n >= 0)
+    _require(config, "train.clip_norm", "a finite number, 0 or more", lambda x: 0 <= x < math.inf)
+    factors = "train.head_lr_factor train.backbone_lr_factor"
+    _require(config, factors, "a finite number above 0", lambda x: 0 < x < math.inf)
+    _require(config, "train.frozen_stages", "from 0 to 5: none, the stem, also layer1, ..., all", lambda n: 0 <= n <= 5)
+
+
+def _check_loss(config: ConfigDict) -> None:
+    loss, num_classes = config.loss, config.model.num_classes
+    _require(
+        config,
+        "loss.class_weights",
+        f"() or {num_classes} numbers, one per class, finite, none of them negative, and not all 0",
+        lambda x: (
+            len(x) in (0, num_classes)
+            and all(type(w) in (int, float) and 0 <= w < math.inf for w in x)
+            and (len(x) == 0 or max(x) > 0)
+        ),
+    )
+    if loss.balance_classes and loss.class_weights:
+        raise UserError(
+            "config.loss.class_weights and config.loss.balance_classes both weigh the classes; set class_weights to () "
+            "or balance_classes to False."
+        )
+    _require(config, "loss.label_smoothing", "at least 0 and below 1", lambda x: 0 <= x < 1)
+    _require(config, "loss.ohem_threshold", "from 0 to 1", lambda x: 0 <= x <= 1)
+    _require(config, "loss.ohem_min_kept", "0 or more", lambda n: n >= 0)
+    _require(config, "loss.dice_weight", "a finite number, 0 or more", lambda x: 0 <= x < math.inf)
 
 
 def _check_augmentation(config: ConfigDict) -> None:
@@ -251,6 +320,19 @@ def inference_settings(config: ConfigDict, tta: bool = False) -> dict[str, Any]:
         "flip_pairs": tuple(config.augment.flip_pairs),
         "average": t.average,
     }
+
+
+def unofficial_options(config: ConfigDict) -> list[str]:
+    """Lines "FIELD=VALUE" for the options of loss and optimizer that are on; the official recipes leave all off."""
+    off = default()
+    fields = [f"loss.{name}" for name in off.loss]
+    fields += [field for field in ADDED if field.startswith("train.") and field.partition(".")[2] in off.train]
+    values = {}
+    for field in fields:
+        section, _, name = field.partition(".")
+        if config[section][name] != off[section][name]:
+            values[field] = config[section][name]
+    return [f"{field}={value}" for field, value in values.items()]
 
 
 def upgrade(recorded: Mapping[str, Any]) -> dict[str, Any]:

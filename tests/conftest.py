@@ -22,7 +22,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 from jaxtyping import install_import_hook
 
 TYPED = ("models", "training.step", "evaluation.inference", "evaluation.metrics", "evaluation.boundary")
-TYPED += ("evaluation.loop", "input.photometry", "runtime.sharding", "labels")
+TYPED += ("training.optimizer", "evaluation.loop", "input.photometry", "runtime.sharding", "labels")
 install_import_hook([f"isnet_jax.{name}" for name in TYPED], "beartype.beartype")
 
 import jax

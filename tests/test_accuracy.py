@@ -12,7 +12,7 @@ from benchmarks.accuracy import drawn_people, records, report
 from benchmarks.accuracy.runs import Experiment, Run
 from isnet_jax.config import default
 from isnet_jax.input import photometry
-from isnet_jax.training.step import make_schedule
+from isnet_jax.training.optimizer import make_schedule
 
 
 def test_drawn_people_have_left_limbs_where_the_face_says():

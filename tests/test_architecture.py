@@ -28,7 +28,7 @@ FLOORS = (  # from the top; a room imports from itself and from lower floors
 )
 MAX_ROOT_MODULES, MAX_LINES = 16, 400
 WITHOUT_TENSORFLOW = (
-    *("models", "checkpoints", "runtime", "training.step", "annotations"),
+    *("models", "checkpoints", "runtime", "training.step", "training.optimizer", "annotations"),
     *(
         f"evaluation.{name}"
         for name in ("inference", "metrics", "loop", "predictor", "prediction_files", "comparison", "results")

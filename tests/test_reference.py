@@ -11,14 +11,14 @@ import numpy as np
 import optax
 import pytest
 from cases import REFERENCE, case_names, cast, load_case, load_module, weights
-from ml_collections import ConfigDict
 from paths import ROOT
 
 from isnet_jax import UserError, create_model
+from isnet_jax import config as configs
 from isnet_jax.checkpoints import torch_names
 from isnet_jax.evaluation.inference import predict
 from isnet_jax.models.losses import isnet_losses
-from isnet_jax.training.step import make_optimizer, make_schedule
+from isnet_jax.training.optimizer import make_optimizer, make_schedule
 
 LOSSES = ("auxiliary", "stage1", "stage2", "total")  # in the recorded order
 SLOW_TRAINING = ("train_resnest50_20", "train_resnet50_150")
@@ -117,7 +117,8 @@ def train(name, dtype, steps=None):
     meta, model = case.meta, case.model
 
     recipe = {"base_lr": meta.lr, "min_lr": meta.min_lr, "power": meta.power}
-    config = ConfigDict(recipe | {"momentum": meta.momentum, "weight_decay": meta.weight_decay})
+    config = configs.default().train
+    config.update(recipe | {"momentum": meta.momentum, "weight_decay": meta.weight_decay})
     schedule = make_schedule(config, meta.steps)
     optimizer = make_optimizer(config, schedule)
 

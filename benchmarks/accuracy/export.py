@@ -29,7 +29,8 @@ from isnet_jax.input import photometry, pipeline
 from isnet_jax.input.data import open_data
 from isnet_jax.models.isnet import create_model
 from isnet_jax.runtime import sharding
-from isnet_jax.training.step import init_state, make_optimizer, make_schedule, step_keys
+from isnet_jax.training.optimizer import make_optimizer, make_schedule
+from isnet_jax.training.step import init_state, step_keys
 
 
 def initial_weights(config: ConfigDict) -> dict[str, torch.Tensor]:

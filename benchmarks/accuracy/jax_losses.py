@@ -17,7 +17,8 @@ from isnet_jax.checkpoints.pretrained import load_network
 from isnet_jax.evaluation.predictor import recorded_config
 from isnet_jax.models.isnet import create_model
 from isnet_jax.runtime import compiler, sharding
-from isnet_jax.training.step import make_optimizer, make_schedule, state_from_variables, train_step
+from isnet_jax.training.optimizer import make_optimizer, make_schedule
+from isnet_jax.training.step import state_from_variables, train_step
 
 
 def run(batches: Path, output: Path, dtype: str) -> None:

@@ -49,6 +49,23 @@ class Data:
                 "config.data.eval_split."
             )
 
+    def balanced_class_weights(self) -> list[float]:
+        """1 / ln(1.02 + p) for each class, p its share of the labelled pixels of the training split (K).
+
+        The formula of ENet (Paszke et al., 2016), from 1.42 for p = 1 to 50.5 for p = 0; but 0 for classes without a
+        pixel, which are never learnt. Raises UserError if the pixels were not counted.
+        """
+        counted = self.builder.info.metadata.get("pixels", {})
+        split = self.config.data.train_split
+        if not all(part in counted for part in pipeline.split_parts(split)):
+            raise UserError(
+                f"config.loss.balance_classes needs the number of pixels of each class, which {self.config.data.name} "
+                "lacks: an earlier version prepared it. Prepare it again (isnet_jax.prepare --overwrite), or give "
+                "config.loss.class_weights."
+            )
+        pixels = np.sum([counted[part] for part in pipeline.split_parts(split)], axis=0)[:-1]
+        return np.where(pixels > 0, 1 / np.log(1.02 + pixels / pixels.sum()), 0).tolist()
+
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches of the training split; raises UserError if there is none."""

@@ -46,6 +46,7 @@ class ISNet(nn.Module):
     dropout: float = 0.1
     dtype: str = "float32"
     remat: bool = False  # rematerialise each block in the backward pass
+    fixed_statistics: int = 0  # of that many stages of the backbone, the stem first: see ResNet
     attention: str = "blocks"  # of the image-level context: a key of `attention.IMPLEMENTATIONS`
 
     @property
@@ -84,7 +85,8 @@ class ISNet(nn.Module):
             return Conv(self.num_classes, use_bias=True, name=name)(x).astype(logits_dtype)
 
         x = apply_mask(jnp.asarray(images, dtype), masks[1])
-        stage1, _, stage3, stage4 = BACKBONES[self.backbone](remat=self.remat, name="backbone")(x, train, masks)
+        backbone = BACKBONES[self.backbone](remat=self.remat, fixed_statistics=self.fixed_statistics, name="backbone")
+        stage1, _, stage3, stage4 = backbone(x, train, masks)
         feats = layer(ConvBNAct)(HEAD_CHANNELS, 3, act=act, name="bottleneck")(stage4, train, mask)
         context = feats
         if self.image_level_context:

@@ -153,8 +153,8 @@ def hard_labels(
     labels = jnp.asarray(labels)
     probabilities = _label_probabilities(lax.stop_gradient(jnp.asarray(logits)), labels)
     rank = jnp.minimum(min(min_kept * len(labels), labels.size), (labels != IGNORED).sum() - 1)
-    threshold = jnp.maximum(_order_statistic(probabilities, rank), threshold)
-    return jnp.where(probabilities >= threshold, IGNORED, labels)  # keeps NaN, so that the loss tells of it
+    is_easy = probabilities >= jnp.maximum(_order_statistic(probabilities, rank), threshold)
+    return jnp.where(is_easy, IGNORED, labels)  # keeps NaN, so that the loss tells of it
 
 
 def _label_probabilities(logits, labels):

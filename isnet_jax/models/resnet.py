@@ -10,6 +10,12 @@ from isnet_jax.models.layers import Array, ConvBNAct, Mask, apply_mask, max_pool
 
 PLANES = 64  # of the first stage; they double with every stage
 STRIDES, DILATIONS = (1, 2, 1, 1), (1, 1, 2, 4)  # per stage: output stride 8
+STAGES = "stem", "layer1", "layer2", "layer3", "layer4"  # how the names of ResNet's modules begin
+
+
+def stage_of(module: str) -> int:
+    """The index in STAGES of a module of ResNet, named as in "layer1_0"."""
+    return next(i for i, stage in enumerate(STAGES) if module.startswith(stage))
 
 
 class BasicBlock(nn.Module):
@@ -64,6 +70,7 @@ class ResNet(nn.Module):
     depths: tuple[int, ...]
     stem_channels: int = 64
     remat: bool = False
+    fixed_statistics: int = 0  # of that many STAGES: batch norm takes the running statistics in training, too
 
     @nn.compact
     def __call__(
@@ -71,10 +78,11 @@ class ResNet(nn.Module):
     ) -> tuple[Float[Array, "b _ _ _"], ...]:
         """x -> the outputs of the four stages; masks: of the strides 2, 4 and 8."""
         half = self.stem_channels // 2
+        stage_trains = [train and i >= self.fixed_statistics for i in range(len(STAGES))]
 
         def stem(_, x):
             for i, (features, stride) in enumerate(((half, 2), (half, 1), (self.stem_channels, 1))):
-                x = ConvBNAct(features, 3, stride, name=f"stem{i + 1}")(x, train, masks[2])
+                x = ConvBNAct(features, 3, stride, name=f"stem{i + 1}")(x, stage_trains[0], masks[2])
             return apply_mask(max_pool(x), masks[4])
 
         x = (nn.remat(stem) if self.remat else stem)(self, x)
@@ -91,7 +99,7 @@ class ResNet(nn.Module):
                     dilation=max(dilation // 2, 1) if i == 0 else dilation,
                     project=stride > 1 or x.shape[-1] != planes * self.block.expansion,
                     name=f"layer{stage + 1}_{i}",
-                )(x, train, in_mask, mask)
+                )(x, stage_trains[stage + 1], in_mask, mask)
                 output_stride *= stride
             outputs.append(x)
         return tuple(outputs)

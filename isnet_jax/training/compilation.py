@@ -22,7 +22,8 @@ from isnet_jax.input.resizing import target_size
 from isnet_jax.models.isnet import ISNet, create_model
 from isnet_jax.runtime import console, roofline, sharding
 from isnet_jax.training import time_estimate
-from isnet_jax.training.step import TrainState, init_state, make_optimizer, make_schedule, make_train_step
+from isnet_jax.training.optimizer import make_optimizer, make_schedule
+from isnet_jax.training.step import TrainState, init_state, make_train_step
 
 PROGRAMS = "train", "evaluate"
 LOWEST_EFFORT = {"exec_time_optimization_effort": -1.0}  # of XLA
@@ -66,8 +67,7 @@ class ProgramCost(NamedTuple):
     @property
     def step_seconds(self) -> float | None:
         """The roofline's lower bound on the time of a step in a run; None if it is not known."""
-        known = (self.compute_seconds, self.memory_seconds if self.thorough else None)
-        return max(filter(None, known), default=None)
+        return max(filter(None, (self.compute_seconds, self.thorough and self.memory_seconds)), default=None)
 
 
 class _Program(NamedTuple):
@@ -160,7 +160,7 @@ def check(
     run. Raises UserError for a config that does not fit the devices.
     """
     mesh = sharding.training_mesh(config, devices)
-    model, schedule = create_model(config.model), make_schedule(config.train, total_steps=1)
+    model, schedule = create_model(config.model), make_schedule(config.train, config.train.warmup_steps + 1)
     optimizer = make_optimizer(config.train, schedule)
     state = jax.eval_shape(lambda: init_state(model, optimizer, config.seed, config.train.ema_decay > 0))
     shardings = sharding.state_shardings(mesh, state, config.shard_parameters)

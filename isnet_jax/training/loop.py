@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,27 +13,22 @@ from ml_collections import ConfigDict
 
 from isnet_jax.checkpoints.manager import Checkpoints
 from isnet_jax.checkpoints.pretrained import load_pretrained
-from isnet_jax.config import inference_settings
-from isnet_jax.errors import translating_disk_and_memory_errors
+from isnet_jax.config import inference_settings, unofficial_options
+from isnet_jax.errors import UserError, translating_disk_and_memory_errors
 from isnet_jax.evaluation import metrics, pictures
 from isnet_jax.evaluation.loop import Evaluator
 from isnet_jax.input import pipeline
 from isnet_jax.input.data import Data, open_data
 from isnet_jax.models.isnet import ISNet, create_model, describe
+from isnet_jax.models.resnet import STAGES
 from isnet_jax.runtime import compiler, distributed, interrupts, sharding
 from isnet_jax.runtime.console import say
 from isnet_jax.runtime.files import atomic_write_text
 from isnet_jax.training.fastest_attention import with_fastest_attention
 from isnet_jax.training.log import Log, has_evaluation
+from isnet_jax.training.optimizer import make_optimizer, make_schedule, split_frozen
 from isnet_jax.training.profiler import Profiler
-from isnet_jax.training.step import (
-    TrainState,
-    init_state,
-    make_optimizer,
-    make_schedule,
-    make_train_step,
-    state_from_variables,
-)
+from isnet_jax.training.step import TrainState, init_state, make_train_step, state_from_variables
 from isnet_jax.training.trainer import Trainer
 
 LOGGED_SCORES = "miou", "pixel_accuracy", "mean_accuracy"
@@ -59,18 +54,20 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, dic
         optimizer = make_optimizer(config.train, schedule)
         with contextlib.ExitStack() as stack:
             run_facts = config.to_dict() | {"train_examples": len(data.training)}
+            class_weights = data.balanced_class_weights() if config.loss.balance_classes else ()
+            run_facts |= {"class_weights": class_weights} if class_weights else {}
             checkpoints = stack.enter_context(Checkpoints(workdir, run_facts, config.run.keep_checkpoints))
             compiler.enable_cache()
             model = with_fastest_attention(model, config, mesh, checkpoints.workdir / "attention.json")
             state, shardings = restore_or_init(config, model, optimizer, mesh, checkpoints)
             first = int(state.step)
-            announce(config, data, mesh, state)
+            announce(config, data, mesh, state, class_weights)
             log = stack.enter_context(Log(checkpoints.workdir, config, first, data.total_steps))
             profiler = Profiler(checkpoints.workdir / "profile", first, config.run.profile_steps)
             rows = sharding.local_rows(mesh, config.train.global_batch_size)
             batches = pipeline.train_batches(data.training, config, first, data.total_steps, rows)
             trainer = Trainer(
-                make_train_step(model, optimizer, schedule, config, mesh, shardings),
+                make_train_step(model, optimizer, schedule, config, mesh, shardings, class_weights),
                 state,
                 stack.enter_context(batches),
                 mesh,
@@ -158,6 +155,11 @@ def restore_or_init(
         on_host = jax.device_get(jax.device_put(state.variables, sharding.replicated(mesh)))
         variables = load_pretrained(config.train.pretrained, model, on_host)
         state = jax.jit(lambda v: state_from_variables(v, optimizer, ema), out_shardings=shardings)(variables)
+    elif config.train.frozen_stages or config.train.freeze_batch_norm:
+        raise UserError(
+            "config.train.frozen_stages and config.train.freeze_batch_norm keep the backbone as loaded, but this run "
+            "starts from random weights. Give --config.train.pretrained=FILE.pth, or set them to 0 and False."
+        )
     else:
         say(
             f"The {config.model.backbone} backbone starts from random weights; the official results start from "
@@ -166,18 +168,30 @@ def restore_or_init(
     return state, shardings
 
 
-def announce(config: ConfigDict, data: Data, mesh: Mesh, state: TrainState) -> None:
-    """Prints what is trained, on which data and devices."""
+def announce(
+    config: ConfigDict, data: Data, mesh: Mesh, state: TrainState, class_weights: Sequence[float] = ()
+) -> None:
+    """Prints what is trained, on which data and devices, and how that differs from the official recipes.
+
+    class_weights: those that balance the classes.
+    """
     num_params, step = sum(x.size for x in jax.tree.leaves(state.params)), int(state.step)
+    num_frozen = sum(x.size for x in jax.tree.leaves(split_frozen(state.params, config.train.frozen_stages)[1]))
+    frozen = f" ({num_frozen / 1e6:.1f} M frozen: {', '.join(STAGES[: config.train.frozen_stages])})"
     say(
         f"{describe(config.model.to_dict())}, {config.model.num_classes} classes, "
-        f"{num_params / 1e6:.1f} M parameters, {config.model.dtype}, {sharding.describe(mesh)}"
+        f"{num_params / 1e6:.1f} M parameters{frozen if num_frozen else ''}, {config.model.dtype}, "
+        f"{sharding.describe(mesh)}"
     )
     say(
         f"{config.data.name}: {len(data.training)} training and {len(data.evaluation)} evaluation images, "
         f"{data.total_steps} steps of {config.train.global_batch_size}"
         + (f", resuming from step {step}" if step else "")
     )
+    if options := unofficial_options(config):
+        say(f"options that the official recipes leave off: {', '.join(options)}")
+    if class_weights:
+        say("class weights: " + ", ".join(f"{name} {w:.2f}" for name, w in zip(data.class_names, class_weights)))
 
 
 def evaluate(

@@ -1,6 +1,6 @@
-"""The train step: state, schedule, optimizer, and one SGD step as a pure function."""
+"""The train step: the state, and one step of the optimizer as a pure function."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,9 @@ from ml_collections import ConfigDict
 from isnet_jax.input import photometry
 from isnet_jax.models.isnet import ISNet
 from isnet_jax.models.losses import isnet_losses
+from isnet_jax.models.resnet import STAGES
 from isnet_jax.runtime import compiler, sharding
+from isnet_jax.training.optimizer import join_frozen, split_frozen
 
 Variables = Mapping[str, Any]  # {"params", "batch_stats"}
 Metrics = dict[str, Float[Array, ""]]
@@ -34,24 +36,6 @@ class TrainState(flax.struct.PyTreeNode):
     def variables(self) -> dict[str, Any]:
         """What `ISNet.apply` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
-
-
-def make_schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
-    """lr(t) = (1 - t / T)^power (base - min) + min, with t counted before the step.
-
-    config: `config.train`.
-    """
-    poly = optax.polynomial_schedule(config.base_lr, config.min_lr, config.power, total_steps)
-    # In the widest float: an int32 step divided by T is float32, also where the run is in float64.
-    return lambda step: poly(jnp.asarray(step, float))
-
-
-def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """SGD as PyTorch's: weight decay on every parameter, then momentum, then the learning rate.
-
-    config: `config.train`.
-    """
-    return optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(schedule, config.momentum))
 
 
 def init_state(model: ISNet, optimizer: optax.GradientTransformation, seed: int, ema: bool = False) -> TrainState:
@@ -85,12 +69,15 @@ def train_step(
     seed: int,
     photometric: bool = True,
     ema_decay: float = 0.0,
+    frozen_stages: int = 0,
+    losses_of: Callable[..., Mapping[str, Any]] = isnet_losses,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One SGD step on a global batch: the new state, and the losses of `isnet_losses` with "grad_norm" and "lr".
+    """One step on a global batch: the new state, and the losses of `losses_of` with "grad_norm" and "lr".
 
     batch: image uint8 (B, H, W, 3); label uint8 (B, H, W), 255 ignored; window int32 (B, 4), the unpadded region of
     each image, (top, left, height, width). Photometric distortion and dropout draw from (seed, step).
+    frozen_stages, of the backbone, have no gradient.
     """
     photometric_key, dropout_key = step_keys(seed, state.step)
     with jax.named_scope("images"):
@@ -98,7 +85,10 @@ def train_step(
         images = photometry.distort(photometric_key, images) if photometric else images
         images = photometry.normalize(images, batch["window"])
 
-    def loss_fn(params):
+    trained, frozen = split_frozen(state.params, frozen_stages)
+
+    def loss_fn(trained):
+        params = join_frozen(trained, frozen)
         if mesh:  # gathers sharded parameters layer by layer; their gradients are scattered again
             params = jax.lax.with_sharding_constraint(params, sharding.replicated(mesh))
         outputs, updated = model.apply(
@@ -110,13 +100,13 @@ def train_step(
         )
         if mesh:  # whole images: the losses' loop over rows would exchange data between strips in each iteration
             outputs = jax.lax.with_sharding_constraint(outputs, sharding.batch_sharding(mesh))
-        losses = isnet_losses(outputs, batch["label"])
+        losses = losses_of(outputs, batch["label"])
         return losses["total"], (losses, updated["batch_stats"])
 
-    grads, (losses, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+    grads, (losses, batch_stats) = jax.grad(loss_fn, has_aux=True)(trained)
     with jax.named_scope("optimizer"):
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+        params = join_frozen(optax.apply_updates(trained, updates), frozen)
     metrics = {**losses, "grad_norm": optax.global_norm(grads), "lr": schedule(state.step)}
     state = state.replace(
         step=state.step + 1,
@@ -125,9 +115,18 @@ def train_step(
         opt_state=opt_state,
     )
     if state.ema is not None:
-        average = partial(_moving_average, decay=ema_decay)
-        state = state.replace(ema=jax.tree.map(average, state.ema, state.variables))
+        averages = {
+            name: _moving_averages(state.ema[name], new, ema_decay, frozen_stages)
+            for name, new in state.variables.items()
+        }
+        state = state.replace(ema=averages)
     return state, metrics
+
+
+def _moving_averages(old: Variables, new: Variables, decay: float, frozen_stages: int) -> Variables:
+    """The moving averages of parameters or statistics; those of frozen stages stay, free of rounding."""
+    (old, frozen), (new, _) = split_frozen(old, frozen_stages), split_frozen(new, frozen_stages)
+    return join_frozen(jax.tree.map(partial(_moving_average, decay=decay), old, new), frozen)
 
 
 def _moving_average(old: Array, new: Array, decay: float) -> Array:
@@ -142,16 +141,31 @@ def make_train_step(
     config: ConfigDict,
     mesh: Mesh,
     state_shardings: TrainState,
+    class_weights: Sequence[float] = (),
 ) -> Callable[[TrainState, Mapping[str, Array]], tuple[TrainState, Metrics]]:
-    """`train_step(state, batch)`, jitted over the mesh; the state, sharded as `state_shardings`, is donated."""
+    """`train_step(state, batch)`, jitted over the mesh; the state, sharded as `state_shardings`, is donated.
+
+    class_weights: (K), instead of config.loss.class_weights.
+    """
+    loss, train = config.loss, config.train
+    losses_of = partial(
+        isnet_losses,
+        class_weights=tuple(class_weights or loss.class_weights),
+        label_smoothing=loss.label_smoothing,
+        ohem_threshold=loss.ohem_threshold,
+        ohem_min_kept=loss.ohem_min_kept,
+        dice_weight=loss.dice_weight,
+    )
     step = partial(
         train_step,
-        model=model,
+        model=model.clone(fixed_statistics=len(STAGES) if train.freeze_batch_norm else train.frozen_stages),
         optimizer=optimizer,
         schedule=schedule,
         seed=config.seed,
         photometric=config.augment.photometric,
-        ema_decay=config.train.ema_decay,
+        ema_decay=train.ema_decay,
+        frozen_stages=train.frozen_stages,
+        losses_of=losses_of,
         mesh=mesh,
     )
     return jax.jit(

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import random_variables
-from ml_collections import ConfigDict
 
 from isnet_jax import UserError, create_model
 from isnet_jax import config as configs
@@ -15,12 +14,13 @@ from isnet_jax.evaluation.loop import evaluate, make_eval_step
 from isnet_jax.input.pipeline import EvalBatch
 from isnet_jax.models.losses import isnet_losses
 from isnet_jax.runtime import sharding
-from isnet_jax.training.step import make_optimizer, make_schedule, state_from_variables, train_step
+from isnet_jax.training.optimizer import make_optimizer, make_schedule
+from isnet_jax.training.step import state_from_variables, train_step
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
 
 FIELDS = {"backbone": "resnet18", "num_classes": 5, "dtype": "float64"}
-TRAIN = ConfigDict({"base_lr": 0.01, "min_lr": 1e-4, "power": 0.9, "weight_decay": 5e-4, "momentum": 0.9})
+TRAIN = configs.default("resnet18").train  # those of ADE20K
 
 
 def make_batch(size=8, height=136, width=40):

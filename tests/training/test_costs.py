@@ -11,7 +11,8 @@ from isnet_jax.evaluation.loop import make_eval_step
 from isnet_jax.models.isnet import ISNet
 from isnet_jax.runtime import roofline, sharding
 from isnet_jax.training import loop
-from isnet_jax.training.step import init_state, make_optimizer, make_schedule, make_train_step
+from isnet_jax.training.optimizer import make_optimizer, make_schedule
+from isnet_jax.training.step import init_state, make_train_step
 
 # Of the forward pass for a 512x512 image and 150 classes, as PyTorch counts them for benchmarks/torch_fast.py.
 FLOPS = {"resnet50": 386_457_141_248, "resnet101": 541_612_834_816, "resnest101": 556_899_799_040}

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from isnet_jax import config as configs
 from isnet_jax import create_model
@@ -15,8 +14,9 @@ from isnet_jax.errors import UserError
 from isnet_jax.runtime import distributed, sharding
 from isnet_jax.runtime.interrupts import StopRequested
 from isnet_jax.training.loop import milestones
+from isnet_jax.training.optimizer import make_optimizer, make_schedule
 from isnet_jax.training.profiler import Profiler
-from isnet_jax.training.step import TrainState, init_state, make_optimizer, make_schedule, train_step
+from isnet_jax.training.step import TrainState, init_state, train_step
 from isnet_jax.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
@@ -80,7 +80,9 @@ def test_train_step_in_bfloat16_with_remat_keeps_float32_parameters():
 @pytest.mark.parametrize("power", [0.9, 1.0])
 def test_schedule_is_polynomial_in_double_precision(power, x64):
     """Of Python numbers and of the optimizer's int32 counter alike."""
-    schedule = make_schedule(ConfigDict({"base_lr": 0.01, "min_lr": 1e-4, "power": power}), 7)
+    config = configs.default("resnet18").train
+    config.power = power
+    schedule = make_schedule(config, 7)
     for step in range(8):
         expected = (1 - step / 7) ** power * (0.01 - 1e-4) + 1e-4
         assert float(schedule(step)) == pytest.approx(expected, rel=1e-14)
