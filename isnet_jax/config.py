@@ -221,10 +221,10 @@ def _check_loss(config: ConfigDict) -> None:
     _require(
         config,
         "loss.class_weights",
-        f"() or {num_classes} numbers, one per class, finite, none of them negative, and not all 0",
+        f"() or {num_classes} numbers, one per class, each 0 or from 1e-6 to 1e6, and not all 0",
         lambda x: (
             len(x) in (0, num_classes)
-            and all(type(w) in (int, float) and 0 <= w < math.inf for w in x)
+            and all(type(w) in (int, float) and (w == 0 or 1e-6 <= w <= 1e6) for w in x)
             and (len(x) == 0 or max(x) > 0)
         ),
     )

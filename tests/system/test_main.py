@@ -97,6 +97,50 @@ def test_training_starts_from_pretrained_weights(finished, camvid, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, new, old)
 
 
+def test_run_with_every_option_resumes_bit_for_bit(finished, camvid, tmp_path, capsys):
+    """It says what is unusual, records the weights of the classes, and leaves the frozen stages as they were loaded."""
+    options = {
+        "train.pretrained": str(finished[0]),
+        "train.ema_decay": 0.5,
+        "train.optimizer": "adamw",
+        "train.schedule": "cosine",
+        "train.warmup_steps": 2,
+        "train.clip_norm": 1.0,
+        "train.head_lr_factor": 10.0,
+        "train.decay_norms_and_biases": False,
+        "train.frozen_stages": 2,
+        "train.freeze_batch_norm": True,
+        "loss.balance_classes": True,
+        "loss.label_smoothing": 0.1,
+        "loss.ohem_threshold": 0.7,
+        "loss.ohem_min_kept": 100,
+        "loss.dice_weight": 1.0,
+    }
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    config = small_config(camvid)
+    config.update_from_flattened_dict(options)
+    train_and_evaluate(config, whole)
+    printed = capsys.readouterr().out
+    assert "M frozen: stem, layer1)" in printed and "class weights: sky " in printed
+    assert "leave off: loss.balance_classes=True, " in printed and "train.freeze_batch_norm=True\n" in printed
+    counts = [
+        np.bincount(np.array(Image.open(path)).ravel(), minlength=12)
+        for path in sorted((Path(str(camvid[0])) / "train" / "labels").iterdir())
+    ]
+    shares = np.sum(counts, 0)[:11] / np.sum(counts, 0)[:11].sum()
+    assert read_config(whole)["class_weights"] == pytest.approx(1 / np.log(1.02 + shares), rel=1e-12)
+
+    before, after = weights_at(finished[0], 6), weights_at(whole, 6)
+    for name, value in before.items():
+        if re.match(r"\['(params|batch_stats)'\]\['backbone'\]\['(stem|layer1)", name):
+            np.testing.assert_array_equal(after[name], value)
+            np.testing.assert_array_equal(after[f"['ema']{name}"], value)
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "6")
+    train_and_evaluate(config, resumed)
+    assert_same_weights(whole, resumed, 6)
+
+
 def test_main_command_trains_evaluates_and_resumes(camvid, tmp_path):
     arguments = ["--config=tests/tiny_camvid.py:resnet18", f"--workdir={tmp_path}/w", *overrides(camvid)]
     code, out, err = run(*arguments, "--config.train.epochs=1")
@@ -152,6 +196,8 @@ def test_main_reports_a_mistake_in_one_paragraph(mistake, tmp_path):
         ("train.global_batch_size", 64, "18 examples, fewer than config.train.global_batch_size"),
         ("train.global_batch_size", 9, "9, which 2 devices do not share evenly"),
         ("train.pretrained", "/nonexistent.pth", "/nonexistent.pth"),
+        ("train.warmup_steps", 6, "warmup_steps is 6, but the run has 6 steps"),
+        ("train.freeze_batch_norm", True, "starts from random weights. Give --config.train.pretrained"),
     ],
 )
 def test_run_reports_mistakes_found_with_the_data(camvid, tmp_path, field, value, pattern, monkeypatch):
@@ -201,6 +247,21 @@ def test_load_config_reports_the_line_of_a_mistake(line, pattern, tmp_path):
         ("model.activation", "gelu"),
         ("model.num_classes", 256),
         ("train.ema_decay", 1.0),
+        ("train.optimizer", "adam"),
+        ("train.schedule", "step"),
+        ("train.warmup_steps", -1),
+        ("train.clip_norm", -1.0),
+        ("train.head_lr_factor", 0.0),
+        ("train.backbone_lr_factor", float("nan")),
+        ("train.frozen_stages", 6),
+        ("loss.class_weights", (1.0,) * 10),
+        ("loss.class_weights", (1.0,) * 10 + (-1.0,)),
+        ("loss.class_weights", (0.0,) * 11),
+        ("loss.class_weights", (True,) * 11),
+        ("loss.label_smoothing", 1.0),
+        ("loss.ohem_threshold", 1.1),
+        ("loss.ohem_min_kept", -1),
+        ("loss.dice_weight", float("inf")),
     ],
 )
 def test_check_names_the_field_of_an_impossible_value(field, value):
@@ -209,6 +270,13 @@ def test_check_names_the_field_of_an_impossible_value(field, value):
     config.check(c)
     c.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=f"config.{field} is "):
+        config.check(c)
+
+
+def test_check_refuses_two_kinds_of_class_weights():
+    c = config.default("resnet18")
+    c.model.num_classes, c.loss.class_weights, c.loss.balance_classes = 2, (1, 2), True
+    with pytest.raises(UserError, match="class_weights and config.loss.balance_classes both weigh the classes"):
         config.check(c)
 
 
