@@ -20,7 +20,9 @@ from isnet_jax.training.step import state_from_variables, train_step
 pytestmark = pytest.mark.usefixtures("tiny_network")
 
 FIELDS = {"backbone": "resnet18", "num_classes": 5, "dtype": "float64"}
-TRAIN = configs.default("resnet18").train  # those of ADE20K
+OPTIONS = {"optimizer": "adamw", "clip_norm": 1.0, "head_lr_factor": 10.0, "decay_norms_and_biases": False}
+LOSSES = {"class_weights": (1.0, 2.0, 3.0, 0.5, 4.0), "label_smoothing": 0.1, "dice_weight": 1.0}
+LOSSES |= {"ohem_threshold": 0.2, "ohem_min_kept": 2000}
 
 
 def make_batch(size=8, height=136, width=40):
@@ -35,16 +37,24 @@ def make_batch(size=8, height=136, width=40):
 
 
 @functools.cache
-def step_on(shape, shard_parameters=False, **fields):
-    """Metrics and state, on the host, after a step in float64; and the number of parameters that a device holds."""
-    model = create_model({**FIELDS, **fields})
-    schedule = make_schedule(TRAIN, total_steps=4)
-    optimizer = make_optimizer(TRAIN, schedule)
+def step_on(shape, shard_parameters=False, frozen_stages=None, **fields):
+    """Metrics and state, on the host, after a step in float64; and the number of parameters that a device holds.
+
+    With `frozen_stages`, all options of optimizer and losses are on.
+    """
+    config = configs.default("resnet18").train
+    if frozen_stages is not None:
+        config.update(OPTIONS | {"frozen_stages": frozen_stages})
+    model = create_model({**FIELDS, **fields, "fixed_statistics": config.frozen_stages})
+    schedule = make_schedule(config, total_steps=4)
+    optimizer = make_optimizer(config, schedule)
     mesh = sharding.make_mesh(f"data={shape[0]},spatial={shape[1]}", 8, jax.devices()[: shape[0] * shape[1]])
     state = state_from_variables(random_variables(model, dtype=np.float64), optimizer)
     shardings = sharding.state_shardings(mesh, state, shard_parameters)
+    more = {} if frozen_stages is None else {"losses_of": functools.partial(isnet_losses, **LOSSES)}
+    more |= {"mesh": mesh, "frozen_stages": config.frozen_stages}
     step = jax.jit(
-        functools.partial(train_step, model=model, optimizer=optimizer, schedule=schedule, seed=3, mesh=mesh),
+        functools.partial(train_step, model=model, optimizer=optimizer, schedule=schedule, seed=3, **more),
         in_shardings=(shardings, sharding.batch_sharding(mesh)),
         out_shardings=(shardings, sharding.replicated(mesh)),
     )
@@ -77,6 +87,15 @@ def test_train_step_is_the_same_on_every_mesh(shape, shard_parameters, x64):
     assert_close(found_metrics, metrics)
     assert_close(found_state, state)
     assert num_held < 0.27 * num_parameters if shard_parameters else num_held == num_parameters
+
+
+def test_train_step_with_every_option_is_the_same_on_every_mesh(x64):
+    """Frozen parameters are sharded like the others."""
+    metrics, state, num_parameters = step_on((1, 1), frozen_stages=2)
+    found_metrics, found_state, num_held = step_on((4, 2), True, frozen_stages=2, remat=True)
+    assert_close(found_metrics, metrics)
+    assert_close(found_state, state)
+    assert num_held < 0.27 * num_parameters
 
 
 @pytest.mark.slow
