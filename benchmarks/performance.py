@@ -66,6 +66,7 @@ def parts(arguments: argparse.Namespace) -> dict[str, Part]:
     )
     found["products"] = Part(["benchmarks.products", "--write"], ("products",))
     found["growth"] = Part(["benchmarks.growth", "--write"], ("growth",))
+    found["freezing"] = Part(["benchmarks.freezing", "--write"], ("freezing",))
     found["compile_table"] = Part(
         ["benchmarks.compile_table", "--minutes=600"], ("compile_train", "compile_evaluate"), no_libtpu
     )

@@ -61,9 +61,10 @@ def test_products_of_a_convolution_agree_in_every_form():
 
 
 @pytest.mark.slow
-def test_growth_and_products_run():
+def test_growth_products_and_freezing_run():
     assert "exponent" in run("growth", "--backbone=resnet18", "--quick")
     assert "kernel's gradient" in run("products", "--quick")
+    assert "stem to layer4" in run("freezing", "--backbone=resnet18", "--quick")
 
 
 @pytest.mark.slow
