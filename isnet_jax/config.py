@@ -214,6 +214,11 @@ def _check_optimizer(config: ConfigDict) -> None:
     factors = "train.head_lr_factor train.backbone_lr_factor"
     _require(config, factors, "a finite number above 0", lambda x: 0 < x < math.inf)
     _require(config, "train.frozen_stages", "from 0 to 5: none, the stem, also layer1, ..., all", lambda n: 0 <= n <= 5)
+    if config.train.frozen_stages == 5 and config.train.backbone_lr_factor != 1:
+        raise UserError(
+            f"config.train.backbone_lr_factor is {config.train.backbone_lr_factor}, but config.train.frozen_stages = 5 "
+            "freezes the whole backbone; set one of them to its default, 1.0 or 0."
+        )
 
 
 def _check_loss(config: ConfigDict) -> None:

@@ -57,7 +57,8 @@ def _forward(logits, labels, class_weights, label_smoothing):
         (totals, grad), (block_rows, block_labels) = state, block
         x = _resize(logits, block_rows, columns)
         loss, x_grad = _cross_entropy(x, block_labels, class_weights, label_smoothing)
-        return (totals + loss.sum((1, 2)), grad + _transposed_resize(x_grad, block_rows, columns)), None
+        x_grad = _transposed_resize(x_grad, block_rows, columns)
+        return (totals + loss.sum((1, 2)), grad + x_grad), None
 
     # Sums of each image: a sum over the batch would wait for all devices, block by block.
     start = jnp.zeros(len(logits), logits.dtype), jnp.zeros_like(logits)

@@ -116,8 +116,8 @@ def train_step(
     )
     if state.ema is not None:
         averages = {
-            name: _moving_averages(state.ema[name], new, ema_decay, frozen_stages)
-            for name, new in state.variables.items()
+            name: _moving_averages(old, state.variables[name], ema_decay, frozen_stages)
+            for name, old in state.ema.items()
         }
         state = state.replace(ema=averages)
     return state, metrics

@@ -273,10 +273,18 @@ def test_check_names_the_field_of_an_impossible_value(field, value):
         config.check(c)
 
 
-def test_check_refuses_two_kinds_of_class_weights():
+@pytest.mark.parametrize(
+    "fields, pattern",
+    [
+        ({"loss.class_weights": (1, 2), "loss.balance_classes": True}, "balance_classes both weigh the classes; set"),
+        ({"train.frozen_stages": 5, "train.backbone_lr_factor": 0.1}, "= 5 freezes the whole backbone; set"),
+    ],
+)
+def test_check_refuses_options_that_contradict_each_other(fields, pattern):
     c = config.default("resnet18")
-    c.model.num_classes, c.loss.class_weights, c.loss.balance_classes = 2, (1, 2), True
-    with pytest.raises(UserError, match="class_weights and config.loss.balance_classes both weigh the classes"):
+    c.model.num_classes = 2
+    c.update_from_flattened_dict(fields)
+    with pytest.raises(UserError, match=pattern):
         config.check(c)
 
 
