@@ -39,6 +39,12 @@ ADDED = {  # what earlier versions did
     "train.frozen_stages": 0,
     "train.freeze_batch_norm": False,
 }
+# What run.best_metric may name: scores of `metrics.scores`, of all classes or, as in iou/NAME, of one.
+SCORES = (
+    *("miou", "pixel_accuracy", "mean_accuracy", "mean_dice"),
+    *("mean_precision", "mean_recall", "frequency_weighted_iou"),
+)
+CLASS_SCORES = "iou", "dice", "precision", "recall"
 # Fields that change nothing in the result, so that a run may be resumed with other values.
 RESUMABLE_CHANGES = (
     "mesh",
@@ -153,6 +159,8 @@ def default(backbone: str = "resnet50") -> ConfigDict:
                 "eval_every_epochs": 10,
                 "checkpoint_every_steps": 1000,
                 "keep_checkpoints": 3,
+                "best_metric": "",  # keep the best state, too: by miou, iou/NAME, ema/miou, ...; "": do not
+                "stop_after_evaluations": 0,  # without improvement of best_metric; 0: train to the last step
                 "num_pictures": 8,
                 "profile_steps": 0,  # traced steps, after a warm-up; the trace is for XProf and Perfetto
             },
@@ -172,6 +180,7 @@ def check(config: ConfigDict) -> None:
     _check_training(config)
     _check_optimizer(config)
     _check_loss(config)
+    _check_best(config)
     _check_augmentation(config)
     _check_testing(config)
 
@@ -242,6 +251,35 @@ def _check_loss(config: ConfigDict) -> None:
     _require(config, "loss.ohem_threshold", "from 0 to 1", lambda x: 0 <= x <= 1)
     _require(config, "loss.ohem_min_kept", "0 or more", lambda n: n >= 0)
     _require(config, "loss.dice_weight", "a finite number, 0 or more", lambda x: 0 <= x < math.inf)
+
+
+def _check_best(config: ConfigDict) -> None:
+    run = config.run
+    _require(config, "run.stop_after_evaluations", "0 or more", lambda n: n >= 0)
+    if run.stop_after_evaluations and not run.best_metric:
+        raise UserError(
+            f"config.run.stop_after_evaluations is {run.stop_after_evaluations}, but config.run.best_metric is "
+            "empty, so nothing says what an improvement is. Set it as well, as in --config.run.best_metric=miou."
+        )
+    if run.best_metric:
+        weights, score, name = split_metric(run.best_metric)
+        scores = f"{', '.join(SCORES)} or, of one class, {', '.join(f'{score}/NAME' for score in CLASS_SCORES)}"
+        what = f"{scores}; ema/ before it means the moving averages of the weights"
+        _require(config, "run.best_metric", what, lambda _: score in (CLASS_SCORES if name else SCORES))
+        if weights == "ema" and not config.train.ema_decay:
+            raise UserError(
+                f"config.run.best_metric is {run.best_metric!r:.200}, but no moving averages are kept: set "
+                "config.train.ema_decay, such as 0.999, or leave out ema/."
+            )
+
+
+def split_metric(metric: str) -> tuple[str, str, str]:
+    """What config.run.best_metric means: ("weights" or "ema", a score, the name of a class or "")."""
+    weights, slash, rest = metric.partition("/")
+    if not slash or weights not in ("weights", "ema"):
+        weights, rest = "weights", metric
+    score, _, name = rest.partition("/")
+    return weights, score, name
 
 
 def _check_augmentation(config: ConfigDict) -> None:
@@ -364,19 +402,24 @@ def _copied(sections: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Lines "field: theirs there, ours now" for the fields, of two nested dicts, that change the result."""
-    return _differences(upgrade(ours), upgrade(theirs), "")
+    """Lines "field: theirs there, ours now" for `changes`."""
+    return [f"{field}: {there} there, {now} now" for field, there, now in changes(ours, theirs)]
 
 
-def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str) -> list[str]:
-    lines = []
+def changes(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(field, value there, value now) of the fields, of two nested dicts, that change the result."""
+    return _changes(upgrade(ours), upgrade(theirs), "")
+
+
+def _changes(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str) -> list[tuple[str, Any, Any]]:
+    found = []
     for key in sorted(set(ours) | set(theirs)):
         field = f"{prefix}{key}"
         if field in RESUMABLE_CHANGES:
             continue
         a, b = theirs.get(key), ours.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            lines += _differences(b, a, f"{field}.")
+            found += _changes(b, a, f"{field}.")
         elif a != b:
-            lines.append(f"{field}: {a} there, {b} now")
-    return lines
+            found.append((field, a, b))
+    return found

@@ -1,38 +1,36 @@
-"""Checkpoints in a workdir: written in the background by Orbax, with their checksums and the config of their run."""
+"""Checkpoints of a run in its workdir, beside its config; and how they are read again."""
 
-import contextlib
-import dataclasses
 import json
 import math
 import os
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils.epath.gpath import PosixGPath
 from ml_collections import ConfigDict
 
 from isnet_jax import config as configs
 from isnet_jax.checkpoints import checksums
-from isnet_jax.errors import UserError, first_line, mismatches
+from isnet_jax.checkpoints.directory import CHECKSUMS, CheckpointDirectory, LiteralPath, as_dict, reason
+from isnet_jax.errors import UserError, mismatches
 from isnet_jax.runtime import distributed, files, interrupts
 from isnet_jax.runtime.console import warn
 
 CONFIG_FILE = "config.json"
-CHECKSUMS = "digest"  # the entry of a checkpoint that holds the checksums of the others
+CHECKPOINTS_DIR, BEST_DIR = "checkpoints", "best"
 DAMAGED_DIR = "damaged-checkpoints"
 RETRY_SECONDS = 1  # before an unreadable checkpoint is read a second time
 CONVERTED = "converted_from"  # the key that isnet_jax.convert adds to config.json
 MISREAD = "\\", "gs:/"  # in a path: TensorStore takes the first for a slash, Orbax the second for a URL
 
 
-class Checkpoints:
+class Checkpoints(CheckpointDirectory):
     """The checkpoints of one run, in `workdir`/checkpoints/STEP; a context manager that closes them."""
 
     def __init__(
@@ -41,75 +39,59 @@ class Checkpoints:
         run_facts: Mapping[str, Any],
         keep: int | None = None,
         flag: str = "--workdir",
+        with_changes: bool = False,
     ) -> None:
         """Opens a workdir, or creates it.
 
         `run_facts` is a JSON-like dict of the config and facts about the data, which must be the same at every start
-        except for `config.RESUMABLE_CHANGES`. The newest `keep` checkpoints are kept, None: all. Raises UserError if
-        the workdir cannot be written or holds another run; its messages call the workdir `flag`.
+        except for `config.RESUMABLE_CHANGES`. With `with_changes` they may be others, and are recorded by
+        `record_config` only. The newest `keep` checkpoints are kept, None: all. Raises UserError if the workdir cannot
+        be written or holds another run; its messages call the workdir `flag`.
         """
         self.workdir = Path(os.path.abspath(workdir))
+        self._run_facts = json.loads(json.dumps(run_facts))
         files.require_literal(self.workdir, flag, *MISREAD)
         try:
             self.workdir.mkdir(parents=True, exist_ok=True)
             files.require_inside(self.workdir, *files.symbolic_links(self.workdir))
-            self._check_ownership(json.loads(json.dumps(run_facts)), flag)
+            self._check_ownership(flag, with_changes)
+            distributed.barrier("check ownership")
+            if not with_changes:
+                self.record_config()
         except OSError as error:
             raise UserError(
                 f"The directory {workdir} cannot be written ({error.strerror}); choose another {flag}."
             ) from None
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(_LiteralPath(self.workdir / "checkpoints"), options=options)
-        # Orbax would reach preemption sync points with a counter of its own, and `distributed.stop_requested` would
-        # then never be answered.
-        self._manager.reached_preemption = lambda step: False
+        super().__init__(self.workdir / CHECKPOINTS_DIR, keep)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def _check_ownership(self, run_facts: dict[str, Any], flag: str) -> None:
-        """Raises UserError if the workdir holds another run, else writes `run_facts` as its config.json."""
-        path = self.workdir / CONFIG_FILE
-        if path.exists():
+    def _check_ownership(self, flag: str, with_changes: bool) -> None:
+        """Raises UserError if the workdir holds another run."""
+        run_facts = self._run_facts
+        if (self.workdir / CONFIG_FILE).exists():
             saved_facts = read_config(self.workdir)
             if CONVERTED in saved_facts and CONVERTED not in run_facts:
                 raise UserError(
                     f"{self.workdir} holds a converted checkpoint, not a run. To start from its weights, give it as "
                     f"--config.train.pretrained={self.workdir} and choose another {flag}."
                 )
-            differences = configs.differences(run_facts, saved_facts)
-            if differences:
+            differences = "; ".join(configs.differences(run_facts, saved_facts))
+            if differences and not with_changes:
+                go_on = "To go on with that run under this config, add --resume_with_changes. Otherwise choose"
                 raise UserError(
-                    f"{self.workdir} holds a run with another config ({'; '.join(differences)}). Choose another "
-                    f"{flag}, or delete this one to start from scratch."
+                    f"{self.workdir} holds a run with another config ({differences}). "
+                    f"{go_on if flag == '--workdir' else 'Choose'} another {flag}."
                 )
-        elif any(self.workdir.glob("checkpoints/*")):
+        elif checkpoint_paths(self.workdir):
             raise UserError(
                 f"{self.workdir} holds checkpoints but no {CONFIG_FILE}, so it is unknown which run wrote them. "
                 f"Choose another {flag}."
             )
-        distributed.barrier("check ownership")
-        text = json.dumps(run_facts, indent=2, sort_keys=True) + "\n"
+
+    def record_config(self) -> None:
+        """Writes the run facts as config.json."""
+        path, text = self.workdir / CONFIG_FILE, json.dumps(self._run_facts, indent=2, sort_keys=True) + "\n"
         if distributed.is_first() and not (path.exists() and path.read_text() == text):
             files.atomic_write_text(path, text)
-
-    def steps(self) -> list[int]:
-        """Steps of the finished checkpoints, newest first."""
-        return sorted(self._manager.all_steps(), reverse=True)
-
-    def save(self, step: int, state: Any) -> None:
-        """Writes the pytree `state` as checkpoint `step` in the background, unless that checkpoint exists.
-
-        Raises UserError if this checkpoint or the previous one cannot be written.
-        """
-        if step not in self.steps():
-            fields = _as_dict(state)
-            with self._translating_write_errors():
-                entries = {**fields, CHECKSUMS: checksums.checksum_tree(fields)}
-                self._manager.save(step, args=ocp.args.StandardSave(entries))
 
     def restore(self, template: Any) -> Any:
         """The newest intact state, or None if none was ever saved; damaged newer ones are reported and quarantined.
@@ -117,24 +99,17 @@ class Checkpoints:
         `template` is a TrainState of ShapeDtypeStructs with shardings, on any mesh. Every process reads all arrays.
         Raises UserError if no checkpoint is intact, or if they are of another network.
         """
-        expected, steps = _as_dict(template), self.steps()
-        damaged: list[Path] = []
-        newest = steps[0] if steps else -1
+        paths = checkpoint_paths(self.workdir)
+        newest = int(paths[0].name) if paths else -1
         if not distributed.all_processes(distributed.broadcast_from_first(newest) == newest):
             raise UserError(
                 f"The processes of this run see different checkpoints in {self.workdir}. Give all of them the same "
                 "--workdir, on a shared file system."
             )
-        for step in steps:
-            path, fields = self.workdir / "checkpoints" / str(step), None
-            try:
-                fields = _read_with_retry(path, expected)
-            except _Damaged as error:
-                warn(str(error))
-            if distributed.all_processes(fields is not None):
-                self._quarantine(damaged)
-                return template.replace(**jax.tree.map(_place, fields, expected))
-            damaged.append(path)
+        state, damaged = restore_newest(paths, template)
+        if state is not None:
+            self.quarantine(damaged)
+            return state
         if damaged or any(self.workdir.glob(f"{DAMAGED_DIR}/*")):
             raise UserError(
                 f"None of the checkpoints in {self.workdir} is intact. If the storage is at fault, run the same "
@@ -143,46 +118,45 @@ class Checkpoints:
             )
         return None
 
-    def _quarantine(self, paths: Sequence[Path]) -> None:
+    def quarantine(self, paths: Sequence[Path]) -> None:
+        """Moves damaged checkpoints of the workdir to its DAMAGED_DIR; to be called by all processes."""
         for path in paths:
             if distributed.is_first():
                 warn(f"Moving {path} to {self.workdir / DAMAGED_DIR}.")
                 (self.workdir / DAMAGED_DIR).mkdir(exist_ok=True)
-                target = self.workdir / DAMAGED_DIR / path.name
+                is_best = path.parent.name == BEST_DIR
+                target = self.workdir / DAMAGED_DIR / (f"best-{path.name}" if is_best else path.name)
                 shutil.rmtree(target, ignore_errors=True)
                 path.rename(target)
             distributed.barrier(f"quarantine {path.name}")
         if paths:
             self._manager.reload()
 
-    def check(self) -> None:
-        """Raises UserError if a checkpoint could not be written in the background."""
-        with self._translating_write_errors():
-            self._manager.check_for_errors()
 
-    def wait(self) -> None:
-        """Returns once everything saved is on disk; raises UserError as `save` does."""
-        with self._translating_write_errors():
-            self._manager.wait_until_finished()
+def checkpoint_paths(workdir: str | Path) -> list[Path]:
+    """The finished checkpoints of a workdir, the newest first: the best one is a checkpoint like the others."""
+    paths = [path for folder in (CHECKPOINTS_DIR, BEST_DIR) for path in Path(workdir, folder).glob("*")]
+    return sorted((path for path in paths if path.name.isdecimal()), key=lambda path: -int(path.name))
 
-    @contextlib.contextmanager
-    def _translating_write_errors(self) -> Iterator[None]:
+
+def restore_newest(paths: Sequence[Path], template: Any) -> tuple[Any, list[Path]]:
+    """The state of the first intact checkpoint of `paths`, None without any, and the damaged ones before it.
+
+    `template` is as for `Checkpoints.restore`. Damage is reported. Raises UserError if a checkpoint is of another
+    network or optimizer.
+    """
+    expected = as_dict(template)
+    damaged: list[Path] = []
+    for path in paths:
+        fields = None
         try:
-            yield
-        except Exception as error:  # Orbax and TensorStore raise many kinds
-            if distributed.is_peer_failure(error):
-                raise
-            steps = self.steps()
-            raise UserError(
-                f"A checkpoint cannot be written to {self.workdir / 'checkpoints'}: {_reason(error)}. Make room, or "
-                "fix the cause named here. The same command then resumes from "
-                f"{f'the checkpoint of step {steps[0]}' if steps else 'the start'}."
-            ) from error
-
-    def close(self) -> None:
-        """Waits for pending writes if possible; their errors are left to `check`, `save` and `wait`."""
-        with contextlib.suppress(Exception):
-            self._manager.close()
+            fields = read_with_retry(path, expected)
+        except Damaged as error:
+            warn(str(error))
+        if distributed.all_processes(fields is not None):
+            return template.replace(**jax.tree.map(_place, fields, expected)), damaged
+        damaged.append(path)
+    return None, damaged
 
 
 def read_config(directory: str | Path) -> dict[str, Any]:
@@ -202,32 +176,22 @@ def read_config(directory: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged ({error}); restore it, or use another directory.") from None
 
 
-class _LiteralPath(PosixGPath):
-    """A path for Orbax whose `glob` takes `[`, `*` and `?` for wildcards in the pattern alone, not in the path too."""
-
-    def glob(self, pattern: str) -> "Iterator[_LiteralPath]":
-        return map(_LiteralPath, sorted(Path(self).glob(pattern)))
-
-
-class _Damaged(UserError):
+class Damaged(UserError):
     """A checkpoint cannot be read; the message says which one and why."""
 
 
-def _as_dict(state: Any) -> dict[str, Any]:
-    """The fields of a dataclass or dict, without those that are None."""
-    fields = vars(state) if dataclasses.is_dataclass(state) else state
-    return {name: value for name, value in fields.items() if value is not None}
+class Mismatch(UserError):
+    """A checkpoint is of another network or optimizer; the message lists the names and shapes that differ."""
 
 
-def _reason(error: Exception) -> str:
-    return "No space left on device" if "No space left" in str(error) else first_line(error)[:300]
+def read_with_retry(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields `expected` of the checkpoint .../STEP, {field: tree of ShapeDtypeStructs}, as NumPy arrays.
 
-
-def _read_with_retry(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """Like `_read`, with a second try: network storage fails occasionally."""
+    A second try follows a first that fails: network storage does occasionally. Raises Damaged and Mismatch.
+    """
     try:
         return _read(path, expected)
-    except _Damaged:
+    except Damaged:
         time.sleep(RETRY_SECONDS)
         return _read(path, expected)
 
@@ -235,7 +199,7 @@ def _read_with_retry(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
 def _read(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
     """The fields `expected` of the checkpoint .../STEP, as NumPy arrays.
 
-    `expected` is {field: tree of arrays or ShapeDtypeStructs}. Raises _Damaged if they cannot be read or their
+    `expected` is {field: tree of arrays or ShapeDtypeStructs}. Raises Damaged if they cannot be read or their
     checksums differ, and UserError if they are of another network.
     """
     try:
@@ -245,12 +209,12 @@ def _read(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
     except Exception as error:  # Orbax and TensorStore raise many kinds
         if interrupts.stop_requested():  # the library turned the interrupt into its own error
             raise  # `interrupts.interruptible` turns it back
-        raise _Damaged(f"The checkpoint {path} is damaged: {_reason(error)}.") from None
+        raise Damaged(f"The checkpoint {path} is damaged: {reason(error)}.") from None
 
 
 def _restore_fields(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
     """As `_read`; if the checkpoint is damaged, raises whatever Orbax or TensorStore does, or ValueError."""
-    handler, directory = ocp.PyTreeCheckpointHandler(), _LiteralPath(path / "default")
+    handler, directory = ocp.PyTreeCheckpointHandler(), LiteralPath(path / "default")
     warnings.filterwarnings("ignore", "Sharding info not provided")  # NumPy arrays need none
     metadata = handler.metadata(directory).tree
     if "ema" in expected and not metadata.get("ema"):
@@ -310,33 +274,46 @@ def save_variables(directory: str | Path, config: ConfigDict, variables: Mapping
 
 
 def load_variables(
-    directory: str | Path, template: Mapping[str, Any], ema: bool = False, step: int | None = None
+    directory: str | Path,
+    template: Mapping[str, Any],
+    ema: bool = False,
+    step: int | None = None,
+    best: bool = False,
 ) -> dict[str, Any]:
     """{"params", "batch_stats"} as NumPy arrays, from a checkpoint of a run or of isnet_jax.convert.
 
     `template` is the expected tree, of arrays or ShapeDtypeStructs. With `ema`, the moving averages of a run's weights.
-    `step` names the checkpoint, by default the newest. Raises UserError if there is no checkpoint or moving average, or
-    if the checkpoint is damaged or of another network; it then lists every name and shape that differs.
+    `step` names the checkpoint, by default the newest; with `best`, it is the run's best one. Raises UserError if there
+    is no checkpoint or moving average, or if the checkpoint is damaged or of another network; it then lists every name
+    and shape that differs.
     """
     directory = Path(os.path.abspath(directory))
     read_config(directory)
     files.require_literal(directory, "checkpoint", *MISREAD)
-    step = newest_step(directory) if step is None else step
+    step = newest_step(directory, best) if step is None else step
     if step is None:
         raise UserError(f"{directory} holds no finished checkpoint.")
-    fields = _read(checkpoint_path(directory, step), {"ema": template} if ema else template)
+    fields = _read(checkpoint_path(directory, step, best), {"ema": template} if ema else template)
     return fields["ema"] if ema else fields
 
 
-def newest_step(directory: str | Path) -> int | None:
-    """The step of the newest finished checkpoint of a run or converted directory, None without any."""
-    names = (path.name for path in Path(directory).glob("checkpoints/*"))
-    return max((int(name) for name in names if name.isdecimal()), default=None)
+def newest_step(directory: str | Path, best: bool = False) -> int | None:
+    """The step of the newest finished checkpoint of a run or converted directory, None without any.
+
+    With `best`, that of the run's best checkpoint; raises UserError if it kept none.
+    """
+    steps = [int(path.name) for path in checkpoint_path(directory, 0, best).parent.glob("*") if path.name.isdecimal()]
+    if best and not steps:
+        raise UserError(
+            f"{directory} holds no best checkpoint: a run keeps one if config.run.best_metric names a score, from the "
+            "next evaluation on. Leave out --best to use the newest checkpoint."
+        )
+    return max(steps, default=None)
 
 
-def checkpoint_path(directory: str | Path, step: int) -> Path:
-    """Where a run or converted directory keeps the checkpoint of a step."""
-    return Path(directory) / "checkpoints" / str(step)
+def checkpoint_path(directory: str | Path, step: int, best: bool = False) -> Path:
+    """Where a run or converted directory keeps the checkpoint of a step, or a run its best one."""
+    return Path(directory) / (BEST_DIR if best else CHECKPOINTS_DIR) / str(step)
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -350,7 +327,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 def _check_network(path: Path, shapes: Mapping[str, tuple], expected_shapes: Mapping[str, tuple]) -> None:
     faults = mismatches(shapes, expected_shapes)
     if faults:
-        raise UserError(
+        raise Mismatch(
             f"The checkpoint {path} holds the variables of another network ({faults}). Check that config.model "
             "(backbone, num_classes, shortcut, context modules) matches the checkpoint."
         )

@@ -120,5 +120,11 @@ class Log:
 
 def has_evaluation(workdir: Path, step: int) -> bool:
     """Whether an evaluation at `step` is logged in the workdir."""
+    return step in evaluated_steps(workdir)
+
+
+def evaluated_steps(workdir: Path) -> set[int]:
+    """The steps of the evaluations that are logged in the workdir."""
     path = workdir / METRICS_FILE
-    return path.exists() and any(row["step"] == step and "weights/miou" in row for row in read_metrics(path))
+    rows = read_metrics(path) if path.exists() else []
+    return {row["step"] for row in rows if "weights/miou" in row}

@@ -24,6 +24,7 @@ from isnet_jax.models.resnet import STAGES
 from isnet_jax.runtime import compiler, distributed, interrupts, sharding
 from isnet_jax.runtime.console import say
 from isnet_jax.runtime.files import atomic_write_text
+from isnet_jax.training.best import BestCheckpoint, make_score
 from isnet_jax.training.fastest_attention import with_fastest_attention
 from isnet_jax.training.log import Log, has_evaluation
 from isnet_jax.training.optimizer import make_optimizer, make_schedule, split_frozen
@@ -50,6 +51,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, dic
         data = open_data(config, mesh, config.data.train_split, config.data.eval_split)
         for split in config.data.train_split, config.data.eval_split:
             data.require_labels(split)
+        score = make_score(config.run.best_metric, data.class_names) if config.run.best_metric else None
         model, schedule = create_model(config.model), make_schedule(config.train, data.total_steps)
         optimizer = make_optimizer(config.train, schedule)
         with contextlib.ExitStack() as stack:
@@ -77,35 +79,50 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, dic
                 stack.enter_context(profiler),
             )
             evaluator = Evaluator(model, mesh, data, inference_settings(config))
-            return train_to_the_end(config, data, trainer, evaluator, checkpoints, log)
+            best = stack.enter_context(BestCheckpoint(checkpoints, config, score)) if score else None
+            return train_to_the_end(config, data, trainer, evaluator, checkpoints, log, best)
 
 
 def train_to_the_end(
-    config: ConfigDict, data: Data, trainer: Trainer, evaluator: Evaluator, checkpoints: Checkpoints, log: Log
+    config: ConfigDict,
+    data: Data,
+    trainer: Trainer,
+    evaluator: Evaluator,
+    checkpoints: Checkpoints,
+    log: Log,
+    best: BestCheckpoint | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Passes the milestones of a run, evaluates after the last step, and writes the results, which it returns.
 
-    Raises StopRequested after a signal, with the state saved.
+    The last step may come early: `BestCheckpoint.is_over`. Raises StopRequested after a signal, with the state saved.
     """
     workdir, state, first = checkpoints.workdir, trainer.state, int(trainer.state.step)
     evaluated = distributed.broadcast_from_first(has_evaluation(workdir, first))
     with interrupts.deferred():
         try:
             for milestone in milestones(config, data.steps_per_epoch, first, evaluated):
+                if stops_early(best, int(state.step), data.total_steps):
+                    checkpoints.save(int(state.step), state)
+                    break
                 state = trainer.run_until(milestone.step)
                 if milestone.save:
                     checkpoints.save(milestone.step, state)
                 if milestone.evaluate:
-                    evaluate(evaluator, state, config.data.eval_split, log)
+                    evaluate(evaluator, state, config.data.eval_split, log, best=best)
+            last = int(state.step)
             sheet = pictures.ComparisonSheet(config.run.num_pictures, len(data.evaluation))
-            unlogged = data.total_steps > first or not evaluated
-            results = evaluate(evaluator, state, config.data.eval_split, log if unlogged else None, sheet.add)
+            unlogged = not distributed.broadcast_from_first(has_evaluation(workdir, last))
+            results = evaluate(evaluator, state, config.data.eval_split, log if unlogged else None, sheet.add, best)
         except interrupts.StopRequested:
             save_now(checkpoints, trainer.state)
             raise
         checkpoints.wait()
         if distributed.is_first():
-            write_results(workdir, results, data, sheet.rows)
+            write_results(
+                workdir, results, data, sheet.rows, {"step": last} | ({"best": best.record()} if best else {})
+            )
+        if best:
+            best.announce()
         say(f"checkpoint, results.json and TensorBoard events: {workdir}")
     return results
 
@@ -133,6 +150,17 @@ def milestones(config: ConfigDict, steps_per_epoch: int, first: int, evaluated: 
         step = min(total_steps, *((step // every + 1) * every for every in (save_every, evaluate_every)))
         last = step == total_steps
         yield Milestone(step, save=last or step % save_every == 0, evaluate=not last and step % evaluate_every == 0)
+
+
+def stops_early(best: BestCheckpoint | None, step: int, total_steps: int) -> bool:
+    """Whether config.run.stop_after_evaluations ends the run at `step`; says so."""
+    stops = best is not None and best.is_over(step)
+    if stops and best:
+        say(
+            f"stopped at step {step} of {total_steps}: {best.metric} has not improved in {best.limit} evaluations. To "
+            "train on, raise config.run.stop_after_evaluations, or set it to 0."
+        )
+    return stops
 
 
 def restore_or_init(
@@ -195,17 +223,24 @@ def announce(
 
 
 def evaluate(
-    evaluator: Evaluator, state: TrainState, split: str, log: Log | None, on_batch: Callable[..., None] | None = None
+    evaluator: Evaluator,
+    state: TrainState,
+    split: str,
+    log: Log | None,
+    on_batch: Callable[..., None] | None = None,
+    best: BestCheckpoint | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Scores of the weights and of their moving average, if there is one; prints and logs them.
 
-    on_batch: sees the predictions of the weights, as in `evaluation.loop.evaluate`.
+    on_batch: sees the predictions of the weights, as in `evaluation.loop.evaluate`; best: is offered the state.
     """
     variables = {"weights": state.variables} | ({"ema": state.ema} if state.ema else {})
     step, results = int(state.step), {}
     for kind in variables:
         results[kind] = evaluator(variables[kind], on_batch if kind == "weights" else None)
         say(f"step {step}  {kind} on {split}: {_in_words(results[kind])}")
+    if best:
+        best.offer(step, state, results)
     if log:
         log.write(step, {f"{kind}/{name}": result[name] for kind, result in results.items() for name in LOGGED_SCORES})
     return results
@@ -220,10 +255,12 @@ def save_now(checkpoints: Checkpoints, state: TrainState) -> None:
         say(f"step {step} is saved in {checkpoints.workdir}")
 
 
-def write_results(workdir: Path, results: dict[str, dict[str, Any]], data: Data, rows: list) -> None:
+def write_results(
+    workdir: Path, results: dict[str, dict[str, Any]], data: Data, rows: list, facts: Mapping[str, Any]
+) -> None:
     """Prints the final scores as a table, and writes results.json and predictions.png.
 
-    rows: (image, ground truth, prediction) for the picture.
+    rows: (image, ground truth, prediction) for the picture; facts: what results.json holds before the scores.
     """
     names = data.class_names
     for kind, result in results.items():
@@ -235,7 +272,7 @@ def write_results(workdir: Path, results: dict[str, dict[str, Any]], data: Data,
         pictures.comparison(rows, data.palette, names).save(path)
         say(f"image, ground truth and prediction side by side: {path}")
     percentages = {kind: metrics.in_percent(result, names) for kind, result in results.items()}
-    atomic_write_text(workdir / "results.json", json.dumps({"step": data.total_steps} | percentages, indent=1) + "\n")
+    atomic_write_text(workdir / "results.json", json.dumps({**facts, **percentages}, indent=1) + "\n")
 
 
 def _in_words(scores: Mapping[str, Any]) -> str:

@@ -28,8 +28,8 @@ def end_run(tmp_path):
                 lambda *_: {**metrics.scores(confusion), "confusion": np.array(confusion)}, state, "val", log
             )
         image, ignored = np.zeros((8, 8, 3), np.uint8), np.full((8, 8), 255, np.uint8)
-        data = SimpleNamespace(class_names=NAMES, palette=[[0, 0, 0], [9, 9, 9]], total_steps=3)
-        write_results(tmp_path, results, data, [(image, ignored, np.ones((8, 8), np.uint8))])
+        data = SimpleNamespace(class_names=NAMES, palette=[[0, 0, 0], [9, 9, 9]])
+        write_results(tmp_path, results, data, [(image, ignored, np.ones((8, 8), np.uint8))], {"step": 3})
         return json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
 
     return end
