@@ -1,11 +1,12 @@
 """Converts official PyTorch checkpoints to checkpoints of this project and back, name by name and bit by bit.
 
 usage: python -m isnet_jax.convert --config=configs/ade20k.py[:BACKBONE] --input=FILE.pth --output=DIR
-       python -m isnet_jax.convert --config=configs/ade20k.py[:BACKBONE] --input=DIR --output=FILE.pth
+       python -m isnet_jax.convert --config=configs/ade20k.py[:BACKBONE] --input=DIR [--best] --output=FILE.pth
 
   FILE.pth  an official ISNet, or the ImageNet weights of its backbone (all other weights are then initialised). It is
             read without PyTorch and without executing anything in it. Writing one needs PyTorch.
   DIR       a checkpoint directory: of a training run, or written by this command
+  --best    converts the best checkpoint of a run with config.run.best_metric, not the newest
 """
 
 import importlib
@@ -33,6 +34,7 @@ def __getattr__(name: str) -> Any:
 def _define_flags() -> None:
     flags.DEFINE_string("input", None, "FILE.pth or DIR", required=True)
     flags.DEFINE_string("output", None, "DIR or FILE.pth", required=True)
+    flags.DEFINE_boolean("best", False, "the best checkpoint of a run")
 
 
 def _main(config: "ConfigDict", flag_values: flags.FlagValues) -> None:
@@ -40,7 +42,7 @@ def _main(config: "ConfigDict", flag_values: flags.FlagValues) -> None:
     from isnet_jax.models.isnet import describe
 
     source, target, model = flag_values.input, flag_values.output, config.model
-    millions = convert_checkpoint(config, source, target) / 1e6
+    millions = convert_checkpoint(config, source, target, flag_values.best) / 1e6
     print(f"{source} -> {target}: {describe(model)}, {model.num_classes} classes, {millions:.1f} M parameters")
 
 

@@ -1,14 +1,16 @@
 """Scores a checkpoint as the official code does, and records everything that a comparison needs.
 
-usage: python -m isnet_jax.evaluate --config=FILE[:BACKBONE] --checkpoint=DIR_or_FILE.pth [--ema] [--tta]
-                                    [--protocol=NAME,...] [--output=DIR] [--config.FIELD=VALUE ...] [PROCESSES]
+usage: python -m isnet_jax.evaluate --config=FILE[:BACKBONE] --checkpoint=DIR_or_FILE.pth [--best] [--ema]
+                                    [--tta] [--protocol=NAME,...] [--output=DIR] [--config.FIELD=VALUE ...]
+                                    [PROCESSES]
 
   --checkpoint  a run's workdir, a directory that isnet_jax.convert wrote, or an official .pth
+  --best        evaluates the best checkpoint of a run with config.run.best_metric, not the newest
   --ema         evaluates the moving averages of a run's weights, if it kept any
   --tta         the official multi-scale test with flips (config.test.tta) instead of the single-scale one
   --protocol    conventions to print (default all): official, mmseg, cityscapes, ground_truth, absent_zero, absent_one
-  --output      directory of results.json, images.npz and predictions/ (default: evaluation-single, evaluation-tta,
-                evaluation-ema-single or evaluation-ema-tta in the workdir; for a .pth, in runs/<config name>)
+  --output      directory of results.json, images.npz and predictions/ (default: evaluation[-best][-ema]-single or
+                evaluation[-best][-ema]-tta in the workdir; for a .pth, in runs/<config name>)
 
 After an interrupt the same command resumes; images that are done are not repeated. PROCESSES are the flags
 --coordinator, --num_processes and --process_id of isnet_jax.main.
@@ -30,6 +32,7 @@ RESUME_HINT = "where it stopped"
 
 def _define_flags() -> None:
     flags.DEFINE_string("checkpoint", None, "what to evaluate")
+    flags.DEFINE_boolean("best", False, "evaluate the best checkpoint")
     flags.DEFINE_boolean("ema", False, "evaluate moving averages")
     flags.DEFINE_boolean("tta", False, "several scales and flips")
     flags.DEFINE_list("protocol", [], "conventions to print")
@@ -51,12 +54,12 @@ def _main(config: "ConfigDict", flag_values: Any) -> None:
     setting = "tta" if flag_values.tta else "single"
     checkpoint = Path(flag_values.checkpoint)
     home = checkpoint if checkpoint.is_dir() else Path("runs") / cli.config_name(sys.argv)
-    default_output = home / f"evaluation-{'ema-' * flag_values.ema}{setting}"
+    default_output = home / f"evaluation-{'best-' * flag_values.best}{'ema-' * flag_values.ema}{setting}"
     output = Path(flag_values.output or default_output)
     if checkpoint.is_dir() and not flag_values.output:
         files.require_inside(checkpoint, output)
     with distributed.process_group(flag_values, RESUME_HINT):
-        results = evaluate_checkpoint(config, checkpoint, setting, output, flag_values.ema)
+        results = evaluate_checkpoint(config, checkpoint, setting, output, flag_values.ema, flag_values.best)
     print_results(results, flag_values.protocol or list(protocols.PROTOCOLS))
     say(f"\nresults.json, images.npz and predictions/: {output}")
 

@@ -1,11 +1,12 @@
 """Predicts the class of every pixel of images.
 
-usage: python -m isnet_jax.predict --checkpoint=DIR [--tta] [--format=FORMAT] --output=DIR IMAGE_OR_FOLDER...
+usage: python -m isnet_jax.predict --checkpoint=DIR [--best] [--tta] [--format=FORMAT] --output=DIR IMAGE_OR_FOLDER...
        python -m isnet_jax.predict --checkpoint=FILE.pth --config=FILE[:BACKBONE] ... --output=DIR IMAGE_OR_FOLDER...
 
   --checkpoint  the directory of a training run or of isnet_jax.convert, whose config is used, or an official .pth
   --output      the directory for NAME.png (class indices, in the data set's colours) and NAME_overlay.jpg (to look at);
                 subfolders of a folder are kept, existing files are replaced
+  --best        use the best checkpoint of a run with config.run.best_metric, not the newest
   --ema         use the moving averages of a run's weights
   --tta         average over several scales and horizontal flips, as config.test.tta sets them: better, but several
                 times slower
@@ -37,6 +38,7 @@ def _define_flags() -> None:
 
     flags.DEFINE_string("checkpoint", None, "the weights to use", required=True)
     flags.DEFINE_string("output", None, "where predictions are written", required=True)
+    flags.DEFINE_boolean("best", False, "use the best checkpoint")
     flags.DEFINE_boolean("ema", False, "use the moving averages")
     flags.DEFINE_boolean("tta", False, "average over scales and flips")
     flags.DEFINE_enum("format", None, list(FORMATS), "the file format of a benchmark")
@@ -53,6 +55,7 @@ def _main(config: "ConfigDict | None", flag_values: flags.FlagValues, *inputs: s
         flag_values.checkpoint,
         config,
         ema=flag_values.ema,
+        best=flag_values.best,
         tta=flag_values.tta,
         file_format=flag_values.format,
     )

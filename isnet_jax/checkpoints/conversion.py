@@ -13,18 +13,22 @@ from isnet_jax.errors import UserError
 from isnet_jax.models.isnet import create_model
 
 
-def convert_checkpoint(config: ConfigDict, source: str, target: str) -> int:
+def convert_checkpoint(config: ConfigDict, source: str, target: str, best: bool = False) -> int:
     """Converts the checkpoint `source` to `target` and returns the number of parameters.
 
     A `target` named *.pth or *.pt becomes an official file, any other a checkpoint directory. If `source` is only a
-    backbone, all other variables are initialised from config.seed. Raises UserError if `source` cannot be read or is of
-    another network, or if `target` cannot be written.
+    backbone, all other variables are initialised from config.seed. With `best`, a run's best checkpoint becomes an
+    official file. Raises UserError if `source` cannot be read or is of another network, or if `target` cannot be
+    written.
     """
     model = create_model(config.model)
     if not Path(source).exists():
         raise UserError(f"--input={source} does not exist; give a .pth file or a checkpoint directory.")
-    if target.endswith((".pth", ".pt")):
-        variables = load_variables(source, variable_shapes(model))
+    to_file = target.endswith((".pth", ".pt"))
+    if best and not (Path(source).is_dir() and to_file):
+        raise UserError("--best converts the best checkpoint of a run: give --input=DIR and --output=FILE.pth.")
+    if to_file:
+        variables = load_variables(source, variable_shapes(model), best=best)
         write_pth(target, to_torch(variables, model))
     else:
         images = np.zeros((1, 32, 32, 3), np.float32)

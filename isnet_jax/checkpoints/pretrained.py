@@ -15,18 +15,22 @@ from isnet_jax.models.isnet import ISNet
 from isnet_jax.runtime import files
 
 
-def load_network(path: str | Path, model: ISNet, ema: bool = False, step: int | None = None) -> dict[str, Any]:
+def load_network(
+    path: str | Path, model: ISNet, ema: bool = False, step: int | None = None, best: bool = False
+) -> dict[str, Any]:
     """{"params", "batch_stats"} of a whole ISNet, from an official `.pth` file or a checkpoint directory.
 
     With `ema`, the moving averages of a run's weights. `step` names a checkpoint of the directory, by default the
-    newest. Raises UserError if the checkpoint cannot be read or is of another network.
+    newest; with `best`, it is the run's best one. Raises UserError if the checkpoint cannot be read or is of another
+    network.
     """
     template = variable_shapes(model)
     if Path(path).is_dir():
         _check_activation(path, model)
-        return load_variables(path, template, ema, step)
-    if ema:
-        raise UserError(f"{path} is a file, which holds no moving averages; leave out --ema.")
+        return load_variables(path, template, ema, step, best)
+    if ema or best:
+        flag, lacks = ("--ema", "no moving averages") if ema else ("--best", "only one checkpoint")
+        raise UserError(f"{path} is a file, which holds {lacks}; leave out {flag}.")
     variables = from_torch(pth.state_dict(path), model)
     return jax.tree.map(lambda array, expected: np.asarray(array, expected.dtype), variables, template)
 

@@ -31,12 +31,12 @@ MEMORY_ADVICE = "lower config.test.batch_size, or set config.model.dtype=bfloat1
 
 
 def evaluate_checkpoint(
-    config: ConfigDict, checkpoint: Path, setting: str, output: Path, ema: bool = False
+    config: ConfigDict, checkpoint: Path, setting: str, output: Path, ema: bool = False, best: bool = False
 ) -> dict[str, Any]:
     """Evaluates, or resumes an evaluation, into the directory `output`; returns the content of results.json.
 
     checkpoint: a run, a converted checkpoint or a .pth; setting: "single" or "tta"; ema: evaluate a run's moving
-    averages. Raises UserError for anything the user can correct.
+    averages; best: the run's best checkpoint instead of the newest. Raises UserError for anything the user can correct.
     """
     if not checkpoint.exists():
         raise UserError(f"--checkpoint={checkpoint} does not exist; give a run's workdir or a .pth file.")
@@ -46,14 +46,15 @@ def evaluate_checkpoint(
     model, settings = create_model(config.model), inference_settings(config, setting == "tta")
     resume_hint = "where it stopped"
     with translating_disk_and_memory_errors(f"The evaluation in {output}", "--output", resume_hint, MEMORY_ADVICE):
-        step = _step_to_evaluate(checkpoint)
-        variables = load_network(checkpoint, model, ema, step)
+        step = _step_to_evaluate(checkpoint, best)
+        variables = load_network(checkpoint, model, ema, step, best)
         facts = evaluation_facts(config, data, settings, setting) | {
             "checkpoint": str(checkpoint.resolve()),
             "step": step,
             "ema": ema,
         }
-        record = EvaluationRecord(output, facts, [_stamp(checkpoint, step), ema, data_stamp(data)], data.image_names)
+        stamp = [_stamp(checkpoint, step, best), ema, data_stamp(data)]
+        record = EvaluationRecord(output, facts | ({"best": True} if best else {}), stamp, data.image_names)
         if record.results:
             say(f"{output} holds this evaluation already.")
             return record.results
@@ -61,8 +62,9 @@ def evaluate_checkpoint(
         padding = pipeline.padding(plan, data.eval_sizes) if plan else 0.0
         num_done, num_todo = int(record.done.sum()), int((~record.done).sum())
         count = len(shape_buckets.sizes)
+        trained = f", step {step}{' (the best)' * best}," if step else ""
         say(
-            f"{model.description} on {config.data.name} {config.data.eval_split}, {setting}: "
+            f"{model.description}{trained} on {config.data.name} {config.data.eval_split}, {setting}: "
             f"{len(data.evaluation)} images{f', {num_done} of them done' if num_done else ''}; "
             f"{count} padded shape{'s' if count > 1 else ''}, {100 * padding:.1f} % padding; {sharding.describe(mesh)}"
         )
@@ -115,16 +117,16 @@ def environment_facts(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
     }
 
 
-def _step_to_evaluate(checkpoint: Path) -> int | None:
-    """The newest step of a directory, the same on all processes while a run saves into it; None for a file."""
-    step = None if checkpoint.is_file() else newest_step(checkpoint)
+def _step_to_evaluate(checkpoint: Path, best: bool) -> int | None:
+    """The newest or best step of a directory, the same on all processes while a run saves into it; None for a file."""
+    step = None if checkpoint.is_file() else newest_step(checkpoint, best)
     agreed = int(distributed.broadcast_from_first(-1 if step is None else step))
     return None if agreed < 0 else agreed
 
 
-def _stamp(checkpoint: Path, step: int | None) -> list:
+def _stamp(checkpoint: Path, step: int | None, best: bool) -> list:
     """A value that changes whenever the content of a checkpoint does."""
-    path = checkpoint if step is None else checkpoint_path(checkpoint, step)
+    path = checkpoint if step is None else checkpoint_path(checkpoint, step, best)
     stat = path.stat()
     return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
 

@@ -39,18 +39,19 @@ def predict_images(
     config: ConfigDict | None = None,
     *,
     ema: bool = False,
+    best: bool = False,
     tta: bool = False,
     file_format: str | None = None,
 ) -> None:
     """Predicts the images in `inputs`, files and folders, and writes them to the directory `output`.
 
-    checkpoint, config and ema as in `predictor.load`; tta: several scales and flips, as config.test.tta sets them;
-    file_format: one of FORMATS, or None for the class indices and an overlay. Raises UserError for anything the user
-    can correct and, at the end, if some images could not be predicted.
+    checkpoint, config, ema and best as in `predictor.load`; tta: several scales and flips, as config.test.tta sets
+    them; file_format: one of FORMATS, or None for the class indices and an overlay. Raises UserError for anything the
+    user can correct and, at the end, if some images could not be predicted.
     """
     images, passed_over = prediction_inputs.find_images(inputs)
     prediction_inputs.check_output(output, images, inputs)
-    segmenter = load(checkpoint, config, ema)
+    segmenter = load(checkpoint, config, ema, best)
     model, names, palette = segmenter.model, segmenter.classes, segmenter.palette
     file_values = FORMATS[file_format] if file_format else None
     if file_values and len(file_values) != model.num_classes:

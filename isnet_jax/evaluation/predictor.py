@@ -42,13 +42,13 @@ class Source(NamedTuple):
 
 
 def load(
-    checkpoint: str | Path, config: ConfigDict | None = None, ema: bool = False
+    checkpoint: str | Path, config: ConfigDict | None = None, ema: bool = False, best: bool = False
 ) -> tuple[ConfigDict, ISNet, dict[str, Any]]:
     """Config, model and {"params", "batch_stats"} of a checkpoint.
 
     checkpoint: a directory, whose recorded config is used if `config` is None, or an official .pth; ema: the moving
-    averages of a run's weights. Raises UserError if the checkpoint cannot be read, is of another network, or needs a
-    config.
+    averages of a run's weights; best: those of its best checkpoint. Raises UserError if the checkpoint cannot be read,
+    is of another network, or needs a config.
     """
     path = Path(checkpoint)
     if not path.exists():
@@ -64,7 +64,7 @@ def load(
             )
         config = recorded_config(path)
     model = create_model(config.model)
-    return config, model, load_network(path, model, ema)
+    return config, model, load_network(path, model, ema, best=best)
 
 
 def recorded_config(directory: str | Path) -> ConfigDict:

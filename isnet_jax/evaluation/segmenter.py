@@ -24,16 +24,18 @@ ImageLike = str | os.PathLike | Image.Image | np.ndarray  # a file, an image, or
 Mask = UInt8[np.ndarray, "h w"]
 
 
-def load(checkpoint: str | os.PathLike, config: ConfigDict | str | None = None, ema: bool = False) -> "Segmenter":
+def load(
+    checkpoint: str | os.PathLike, config: ConfigDict | str | None = None, ema: bool = False, best: bool = False
+) -> "Segmenter":
     """The network of a checkpoint, ready to predict.
 
     checkpoint: the directory of a run or of isnet_jax.convert, or an official file. config: for files, which do not say
     how the network is built and tested: a ConfigDict, or FILE[:BACKBONE] as on the command line. ema: the moving
-    averages of a run's weights. Raises UserError if the checkpoint cannot be read, is of another network, or needs a
-    config.
+    averages of a run's weights; best: those of its best checkpoint. Raises UserError if the checkpoint cannot be read,
+    is of another network, or needs a config.
     """
     config = cli.load_config(config) if isinstance(config, str) else config
-    return Segmenter(*predictor.load(os.fspath(checkpoint), config, ema))
+    return Segmenter(*predictor.load(os.fspath(checkpoint), config, ema, best))
 
 
 class Segmenter:

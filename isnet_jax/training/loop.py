@@ -157,8 +157,8 @@ def stops_early(best: BestCheckpoint | None, step: int, total_steps: int) -> boo
     stops = best is not None and best.is_over(step)
     if stops and best:
         say(
-            f"stopped at step {step} of {total_steps}: {best.metric} has not improved in {best.limit} evaluations. To "
-            "train on, raise config.run.stop_after_evaluations, or set it to 0."
+            f"stopped at step {step} of {total_steps}, because {best.metric} has not improved since step {best.step}. To "
+            f"train on, set config.run.stop_after_evaluations above {best.limit}, or to 0."
         )
     return stops
 
