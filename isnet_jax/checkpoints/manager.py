@@ -159,6 +159,23 @@ def restore_newest(paths: Sequence[Path], template: Any) -> tuple[Any, list[Path
     return None, damaged
 
 
+def restore_from(directory: str | Path, template: Any, best: bool = False) -> Any:
+    """The newest intact state of another run's workdir, or its best one, where nothing changes.
+
+    `template` is as for `Checkpoints.restore`. Raises UserError if there is none, or if it is of another network.
+    """
+    directory = Path(os.path.abspath(directory))
+    files.require_literal(directory, "--resume_from", *MISREAD)
+    paths = checkpoint_paths(directory)
+    if best:
+        newest_step(directory, best=True)  # raises if there is none
+        paths = [path for path in paths if path.parent.name == BEST_DIR]
+    state, _ = restore_newest(paths, template)
+    if state is None:
+        raise UserError(f"{directory} holds no intact checkpoint to resume from; give another --resume_from.")
+    return state
+
+
 def read_config(directory: str | Path) -> dict[str, Any]:
     """The config of a workdir or converted checkpoint as nested dicts; raises UserError."""
     path = Path(directory) / CONFIG_FILE

@@ -1,6 +1,7 @@
 """A run: data and state, then train, evaluate and save until the last step."""
 
 import contextlib
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from isnet_jax.runtime import compiler, distributed, interrupts, sharding
 from isnet_jax.runtime.console import say
 from isnet_jax.runtime.files import atomic_write_text
 from isnet_jax.training.best import BestCheckpoint, make_score
+from isnet_jax.training.changes import Origin, Resumption
 from isnet_jax.training.fastest_attention import with_fastest_attention
 from isnet_jax.training.log import Log, has_evaluation
 from isnet_jax.training.optimizer import make_optimizer, make_schedule, split_frozen
@@ -39,11 +41,14 @@ MEMORY_ADVICE = (
 )
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, dict[str, Any]]:
+def train_and_evaluate(
+    config: ConfigDict, workdir: str | Path, resumption: Resumption | None = None
+) -> dict[str, dict[str, Any]]:
     """Trains to the last step of `config` in `workdir`, resuming from the newest checkpoint there, and evaluates.
 
-    Returns `metrics.scores` after the last step, of the "weights" and, if there is a moving average, of its "ema".
-    Raises UserError for anything the user can correct, and StopRequested after a signal, with the state saved.
+    resumption: allows another config, or another run to resume. Returns `metrics.scores` after the last step, of the
+    "weights" and, if there is a moving average, of its "ema". Raises UserError for anything the user can correct, and
+    StopRequested after a signal, with the state saved.
     """
     resume_hint = "from the last checkpoint"
     with translating_disk_and_memory_errors(f"The run in {workdir}", "--workdir", resume_hint, MEMORY_ADVICE):
@@ -58,10 +63,15 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, dic
             run_facts = config.to_dict() | {"train_examples": len(data.training)}
             class_weights = data.balanced_class_weights() if config.loss.balance_classes else ()
             run_facts |= {"class_weights": class_weights} if class_weights else {}
-            checkpoints = stack.enter_context(Checkpoints(workdir, run_facts, config.run.keep_checkpoints))
+            origin = Origin(workdir, run_facts, resumption or Resumption())
+            checkpoints = stack.enter_context(
+                Checkpoints(workdir, run_facts, config.run.keep_checkpoints, with_changes=origin.defers_config)
+            )
             compiler.enable_cache()
             model = with_fastest_attention(model, config, mesh, checkpoints.workdir / "attention.json")
-            state, shardings = restore_or_init(config, model, optimizer, mesh, checkpoints)
+            restore = functools.partial(origin.restore, checkpoints)
+            state, shardings = restore_or_init(config, model, optimizer, mesh, restore)
+            origin.adopt(checkpoints, config, len(data.training), state)
             first = int(state.step)
             announce(config, data, mesh, state, class_weights)
             log = stack.enter_context(Log(checkpoints.workdir, config, first, data.total_steps))
@@ -157,16 +167,23 @@ def stops_early(best: BestCheckpoint | None, step: int, total_steps: int) -> boo
     stops = best is not None and best.is_over(step)
     if stops and best:
         say(
-            f"stopped at step {step} of {total_steps}, because {best.metric} has not improved since step {best.step}. To "
-            f"train on, set config.run.stop_after_evaluations above {best.limit}, or to 0."
+            f"stopped at step {step} of {total_steps}, because {best.metric} has not improved since step {best.step}. "
+            f"To train on, set config.run.stop_after_evaluations above {best.limit}, or to 0."
         )
     return stops
 
 
 def restore_or_init(
-    config: ConfigDict, model: ISNet, optimizer: optax.GradientTransformation, mesh: Mesh, checkpoints: Checkpoints
+    config: ConfigDict,
+    model: ISNet,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    restore: Callable[[Any], TrainState | None],
 ) -> tuple[TrainState, TrainState]:
-    """The state and its shardings: of the newest intact checkpoint, else of config.train.pretrained, else random."""
+    """The state and its shardings: what `restore` returns, else of config.train.pretrained, else random.
+
+    restore: a function of a template, as `Checkpoints.restore`.
+    """
     ema = config.train.ema_decay > 0
 
     def init() -> TrainState:
@@ -175,7 +192,7 @@ def restore_or_init(
     shapes = jax.eval_shape(init)
     shardings = sharding.state_shardings(mesh, shapes, config.shard_parameters)
     template = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    state = checkpoints.restore(template)
+    state = restore(template)
     if state is not None:
         return state, shardings
     state = jax.jit(init, out_shardings=shardings)()

@@ -86,6 +86,6 @@ class Trainer:
         part = "the batch" if distributed.is_single_process() else "this process's part of the batch"
         return (
             f"At step {step} the loss is {values['total']} and the norm of its gradient {values['grad_norm']}; {part} "
-            f"held {names}. {before}. Look at those examples, or lower config.train.base_lr and choose another "
-            "--workdir."
+            f"held {names}. {before}. Look at those examples, or lower config.train.base_lr and add "
+            "--resume_with_changes."
         )
