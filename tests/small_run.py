@@ -146,17 +146,17 @@ def unwrapped(text):
     return " ".join(text.split())
 
 
-def weights_at(workdir, step):
+def weights_at(workdir, step, folder="checkpoints"):
     """Every array of the checkpoint at `step`, by name."""
-    directory, handler = epath.Path(workdir / "checkpoints" / str(step) / "default"), ocp.PyTreeCheckpointHandler()
+    directory, handler = epath.Path(workdir / folder / str(step) / "default"), ocp.PyTreeCheckpointHandler()
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(directory).tree)
     state = handler.restore(directory, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(state)}
 
 
-def assert_same_weights(a, b, step):
+def assert_same_weights(a, b, step, folder="checkpoints"):
     """Bit for bit: parameters, momentum, statistics and step."""
-    a, b = weights_at(a, step), weights_at(b, step)
+    a, b = weights_at(a, step, folder), weights_at(b, step, folder)
     assert a.keys() == b.keys() and len(a) > 200
     for name, value in a.items():
         np.testing.assert_array_equal(b[name], value, name)

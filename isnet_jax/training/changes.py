@@ -135,7 +135,7 @@ def announce(changes: Sequence[Change], before: ConfigDict, now: ConfigDict, num
     total = per_epoch * now.train.epochs
     if step > total:
         raise UserError(
-            f"The run is at step {step}, past the last step of this config, {total}: an epoch has {per_epoch} steps. "
+            f"The run is at step {step}, past the last step of this config, {total}: an epoch has {per_epoch}. "
             f"Set config.train.epochs to {-(-step // per_epoch)} or more."
         )
     examples_before = before.get("train_examples")  # the file may hold anything

@@ -24,6 +24,7 @@ FIELDS = {
     "train.epochs": 2,
     "run.eval_every_epochs": 1,
     "run.checkpoint_every_steps": 2,
+    "run.best_metric": "miou",
 }
 STEPS = 4
 
@@ -73,6 +74,7 @@ def assert_same_run(a, b, tolerance=1e-5):
         np.array(json.loads((path / "results.json").read_text())["weights"]["confusion"]) for path in (a, b)
     )
     np.testing.assert_array_equal(counted.sum(1), others.sum(1))
+    assert all(len(list((workdir / "best").iterdir())) == 1 for workdir in (a, b))
     assert np.abs(counted - others).sum() <= 0.001 * counted.sum()  # ties of scores
 
 
