@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 
@@ -16,10 +17,12 @@ from small_run import run_inside, unwrapped
 
 from isnet_jax import UserError, config, create_model
 from isnet_jax.checkpoints import torch_names
+from isnet_jax.checkpoints.conversion import convert_checkpoint
+from isnet_jax.checkpoints.directory import CheckpointDirectory
 from isnet_jax.checkpoints.manager import Checkpoints, checkpoint_path, load_variables, newest_step, save_variables
-from isnet_jax.evaluation import results
+from isnet_jax.evaluation import predictor, results
 from isnet_jax.evaluation.boundary import CONVENTION
-from isnet_jax.evaluation.checkpoint import print_results
+from isnet_jax.evaluation.checkpoint import evaluate_checkpoint, print_results
 from isnet_jax.evaluation.record import RELEVANT, EvaluationRecord
 from isnet_jax.input import data
 from isnet_jax.input.pipeline import EvalBatch
@@ -264,6 +267,33 @@ def test_evaluate_reports_mistakes_without_a_traceback(place, args, code, messag
     monkeypatch.setattr(data, "CPU_COMPILATION", data.CPU_COMPILATION)  # which the config sets
     exit_code, _, err = run_inside("--config=config.py", *args, module="evaluate", cwd=place)
     assert exit_code == code and message in unwrapped(err) and "Traceback" not in err, err
+
+
+def test_best_checkpoint_is_evaluated_and_predicted(place, tmp_path, capsys):
+    """And converted: none of them takes the newest, nor the best of what has only one checkpoint."""
+    c = runpy.run_path(str(place / "config.py"))["get_config"]()
+    c.data.source, c.data.data_dir = str(place / "tree"), str(place / "data")
+    variables = random_variables(create_model(c.model))
+    with Checkpoints(tmp_path, c.to_dict()) as checkpoints:
+        checkpoints.save(7, jax.tree.map(np.zeros_like, variables))
+    with CheckpointDirectory(tmp_path / "best") as best:
+        best.save(5, variables)
+    scored = evaluate_checkpoint(c, tmp_path, "single", tmp_path / "out", best=True)
+    assert (scored["step"], scored["best"]) == (5, True)
+    assert "step 5 (the best), on folder val" in capsys.readouterr().out
+    expected = evaluate_checkpoint(c, place / "weights", "single", tmp_path / "expected")
+    assert scored["confusion"] == expected["confusion"] and "best" not in expected
+    _, _, predicted = predictor.load(tmp_path, best=True)
+    jax.tree.map(np.testing.assert_array_equal, predicted, variables)
+    for load in (evaluate_checkpoint, lambda *args, **more: predictor.load(args[1], **more)):
+        with pytest.raises(UserError, match="weights holds no best checkpoint.*Leave out --best"):
+            load(c, place / "weights", "single", tmp_path / "none", best=True)
+    (tmp_path / "x.pth").touch()
+    with pytest.raises(UserError, match="x.pth is a file, which holds only one checkpoint; leave out --best"):
+        load(c, tmp_path / "x.pth", best=True, config=c)
+    for source, target in ((tmp_path / "x.pth", "y"), (tmp_path, "y"), (tmp_path / "x.pth", "y.pth")):
+        with pytest.raises(UserError, match="--best converts the best checkpoint of a run"):
+            convert_checkpoint(c, str(source), str(tmp_path / target), best=True)
 
 
 def test_load_variables_reads_weights_or_moving_averages(tmp_path):
