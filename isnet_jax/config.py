@@ -154,13 +154,13 @@ def default(backbone: str = "resnet50") -> ConfigDict:
                     "average": "softmax",  # or logits
                 },
             },
-            "run": {  # changes nothing in the result
+            "run": {  # changes no step of the training
                 "log_every_steps": 50,
                 "eval_every_epochs": 10,
                 "checkpoint_every_steps": 1000,
                 "keep_checkpoints": 3,
                 "best_metric": "",  # keep the best state, too: by miou, iou/NAME, ema/miou, ...; "": do not
-                "stop_after_evaluations": 0,  # without improvement of best_metric; 0: train to the last step
+                "stop_after_evaluations": 0,  # that many without improvement of best_metric; 0: train to the last step
                 "num_pictures": 8,
                 "profile_steps": 0,  # traced steps, after a warm-up; the trace is for XProf and Perfetto
             },

@@ -83,9 +83,7 @@ class BestCheckpoint(CheckpointDirectory):
         """
         score = self._score_of(results)
         if not math.isfinite(score):
-            say(
-                f"step {step}  {self.metric} is undefined, because no evaluated pixel counts: no candidate for the best"
-            )
+            say(f"step {step}  {self.metric} is undefined, as no evaluated pixel counts for it: not a candidate")
         elif distributed.broadcast_from_first(step > self.step and not score <= self.score):
             self._checkpoints.wait()  # one checkpoint is written at a time
             counts = {kind: np.asarray(result["confusion"], np.int64) for kind, result in results.items()}
@@ -98,15 +96,15 @@ class BestCheckpoint(CheckpointDirectory):
 
     def is_over(self, step: int) -> bool:
         """Whether config.run.stop_after_evaluations ends the run at `step`; the same on all processes."""
-        if not self.limit or not self.step:
+        if not self.limit or not math.isfinite(self.score):
             return False
         logged = evaluated_steps(self._checkpoints.workdir) if distributed.is_first() else ()
         later = sum(self.step < evaluated <= step for evaluated in logged)
         return int(distributed.broadcast_from_first(later)) >= self.limit
 
     def record(self) -> dict[str, Any]:
-        """What results.json says: step, metric, and score in percent; null without a best."""
-        score = round(100 * self.score, 4) if self.step else None
+        """What results.json says: step, metric, and score in percent; null without a best, or if it is undefined."""
+        score = round(100 * self.score, 4) if math.isfinite(self.score) else None
         return {"step": self.step or None, "metric": self.metric, "score": score}
 
     def announce(self) -> None:

@@ -74,7 +74,7 @@ def test_best_is_kept_with_its_score_through_restarts(opened, tmp_path, capsys):
     _, best = opened("miou")
     assert best.score == 0.25  # of 50 % and, where the absent class is predicted, 0 %
     _, best = opened("recall/sky/blue")
-    assert np.isnan(best.score)
+    assert np.isnan(best.score) and best.record() == {"step": 2, "metric": "recall/sky/blue", "score": None}
     best.offer(6, state_at(6), results(99))
     assert "recall/sky/blue is undefined" in capsys.readouterr().out and kept(tmp_path) == 2
     best.close()
