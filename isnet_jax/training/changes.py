@@ -17,7 +17,8 @@ from isnet_jax.evaluation.predictor import recorded_config
 from isnet_jax.runtime import distributed
 from isnet_jax.runtime.console import aligned, say
 from isnet_jax.runtime.files import atomic_write_text
-from isnet_jax.training.step import TrainState, make_schedule
+from isnet_jax.training.optimizer import make_schedule
+from isnet_jax.training.step import TrainState
 
 SAME_STATE = "model.dropout", "model.dtype", "model.remat"  # the fields of config.model that change no variable
 EVALUATION = "data.", "test.", "train_examples", "model.dtype"  # what changes the scores of the same variables
