@@ -20,6 +20,8 @@ ADDED = {  # what earlier versions did
     "model.semantic_level_context": True,
     "data.folder.label_values": [],
     "data.folder.split_seed": 0,
+    "run.wandb": "",
+    "run.mlflow": "",
     "data.folder.exif": True,  # nothing to earlier data: whether images are turned is recorded with them
     "loss": {
         "class_weights": [],
@@ -161,7 +163,9 @@ def default(backbone: str = "resnet50") -> ConfigDict:
                 "keep_checkpoints": 3,
                 "best_metric": "",  # keep the best state, too: by miou, iou/NAME, ema/miou, ...; "": do not
                 "stop_after_evaluations": 0,  # that many without improvement of best_metric; 0: train to the last step
-                "num_pictures": 8,
+                "num_pictures": 8,  # of predictions, at every evaluation
+                "wandb": "",  # a project of Weights & Biases that gets the log, too; "": none
+                "mlflow": "",  # an experiment of MLflow, on MLFLOW_TRACKING_URI; "": none
                 "profile_steps": 0,  # traced steps, after a warm-up; the trace is for XProf and Perfetto
             },
         }

@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped, UInt8
+from jaxtyping import Array, Float, Integer, Shaped, UInt8
 
 from isnet_jax.errors import UserError
-from isnet_jax.labels import flipped_classes
+from isnet_jax.labels import IGNORED, flipped_classes
 from isnet_jax.models.isnet import ISNet
 from isnet_jax.models.layers import Sizes, apply_mask, interpolation_matrix, precision, resize, valid_mask
 
@@ -47,8 +47,12 @@ def predict(
 def predict_classes(
     maps: Sequence[ScoreMap], output_shape: Sequence[int], output_size: Sizes | None = None
 ) -> UInt8[Array, "b {output_shape[0]} {output_shape[1]}"]:
-    """The argmax of the scores that `predict` computes from the same maps; unspecified outside `output_size`."""
-    return reduce_scores(maps, output_shape, lambda scores: scores.argmax(-1).astype(jnp.uint8), output_size)
+    """The argmax of the scores that `predict` computes from the same maps; unspecified outside `output_size`.
+
+    Scores at the output's resolution exist for one block of rows at a time.
+    """
+    blocks = _map_blocks(lambda scores: scores.argmax(-1).astype(jnp.uint8), maps, output_shape, output_size)
+    return _join_blocks(blocks, output_shape[0])
 
 
 def predict_probabilities(
@@ -64,28 +68,49 @@ def predict_probabilities(
     the probabilities themselves, in falling order. Unspecified outside `output_size`.
     """
 
-    def reduce(total):
-        mean = total / len(maps)
+    def of_block(scores):
+        mean = scores / len(maps)
         probabilities = jax.nn.softmax(mean) if average == "logits" else mean
         if top is None:
             return probabilities
         values, classes = jax.lax.top_k(probabilities, top)
         return classes.astype(jnp.uint8), values
 
-    return reduce_scores(maps, output_shape, reduce, output_size)
+    blocks = _map_blocks(of_block, maps, output_shape, output_size)
+    return jax.tree.map(lambda x: _join_blocks(x, output_shape[0]), blocks)
 
 
-def reduce_scores(
+def predict_classes_and_loss(
+    maps: Sequence[ScoreMap], labels: Integer[Array | np.ndarray, "b h w"], output_size: Sizes | None = None
+) -> tuple[UInt8[Array, "b h w"], Float[Array, ""]]:
+    """What `predict_classes` returns at the labels' size, and the cross entropy of the logits that it takes apart.
+
+    Scores must be logits. The cross entropy is the sum over the pixels that are not ignored.
+    """
+    extra = -labels.shape[1] % BLOCK_ROWS
+    padded = jnp.pad(labels, ((0, 0), (0, extra), (0, 0)), constant_values=IGNORED)
+    label_blocks = padded.reshape(len(labels), -1, BLOCK_ROWS, labels.shape[2]).swapaxes(0, 1)
+
+    def classes_and_loss(scores, block_labels):
+        classes = scores.argmax(-1).astype(jnp.uint8)
+        logits = scores / len(maps)
+        is_label = block_labels[..., None] == jnp.arange(logits.shape[-1])  # as in models/losses
+        loss = jax.nn.logsumexp(logits, axis=-1) - jnp.where(is_label, logits, 0).sum(-1)
+        # Sums of each image: a sum over the batch would wait for all devices, block by block.
+        return classes, jnp.where(block_labels == IGNORED, 0, loss).sum((1, 2))
+
+    blocks, losses = _map_blocks(classes_and_loss, maps, labels.shape[1:], output_size, label_blocks)
+    return _join_blocks(blocks, labels.shape[1]), losses.sum()
+
+
+def _map_blocks(
+    function: Callable[..., Any],
     maps: Sequence[ScoreMap],
     output_shape: Sequence[int],
-    reduce: Callable[[Array], Any],
-    output_size: Sizes | None = None,
+    output_size: Sizes | None,
+    *more: Array,
 ) -> Any:
-    """What `reduce` makes of the sum of all maps at the output's resolution, arrays (B, H, W, ...).
-
-    reduce: scores (B, rows, W, K) -> arrays (B, rows, W, ...). Scores at the output's resolution exist for one block of
-    rows at a time.
-    """
+    """The results of `function` for each block of rows: of the maps' sum there (B, BLOCK_ROWS, W, K), and of `more`."""
     height, width = output_shape
     num_blocks = -(-height // BLOCK_ROWS)
     output_size = jnp.asarray(output_shape) if output_size is None else output_size
@@ -102,17 +127,20 @@ def reduce_scores(
         rows = rows.reshape(rows.shape[0], num_blocks, BLOCK_ROWS, -1).swapaxes(0, 1)
         weights.append((rows, columns))
 
-    def reduce_block(block_rows):
-        total: Any = 0
+    def of_block(block):
+        block_rows, more = block
+        total = 0
         for rows, (_, columns), (scores, _) in zip(block_rows, weights, maps):
             x = jnp.einsum("brh,bhwk->brwk", rows, scores, precision=precision(scores.dtype))
             total = total + jnp.einsum("bcw,brwk->brck", columns, x, precision=precision(scores.dtype))
-        return reduce(total)
+        return function(total, *more)
 
-    def joined(blocks):  # (blocks, B, BLOCK_ROWS, W, ...)
-        return blocks.swapaxes(0, 1).reshape(-1, num_blocks * BLOCK_ROWS, width, *blocks.shape[4:])[:, :height]
+    return jax.lax.map(of_block, ([rows for rows, _ in weights], more))
 
-    return jax.tree.map(joined, jax.lax.map(reduce_block, [rows for rows, _ in weights]))
+
+def _join_blocks(blocks: Array, height: int) -> Array:
+    """(blocks, B, BLOCK_ROWS, W, ...) -> (B, height, W, ...)."""
+    return blocks.swapaxes(0, 1).reshape(blocks.shape[1], -1, *blocks.shape[3:])[:, :height]
 
 
 def score_maps(

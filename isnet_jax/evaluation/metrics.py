@@ -99,13 +99,13 @@ def iou(counts: ArrayLike) -> np.ndarray:
     counts (..., 3, K): hit, predicted and ground-truth pixels, of whole classes or of their boundary bands.
     """
     hits, predicted, ground_truth = np.moveaxis(np.asarray(counts), -2, 0)
-    return _ratio(hits, ground_truth + predicted - hits)
+    return ratio(hits, ground_truth + predicted - hits)
 
 
 def mean(values: np.ndarray) -> np.ndarray | np.float64:
     """Mean over the last axis, ignoring NaN; NaN where all values are."""
     known = ~np.isnan(values)
-    return _ratio(np.where(known, values, 0).sum(-1), known.sum(-1))
+    return ratio(np.where(known, values, 0).sum(-1), known.sum(-1))
 
 
 def scores(confusion: ArrayLike, absent: float = np.nan, predicted_only: float = 0.0) -> dict[str, Any]:
@@ -128,17 +128,17 @@ def scores(confusion: ArrayLike, absent: float = np.nan, predicted_only: float =
 
     per_class = {
         "iou": of_classes(iou(counts)),
-        "dice": of_classes(_ratio(2 * hits, predicted + ground_truth)),
-        "precision": of_classes(_ratio(hits, predicted)),
-        "recall": np.where(ground_truth > 0, _ratio(hits, ground_truth), absent),
+        "dice": of_classes(ratio(2 * hits, predicted + ground_truth)),
+        "precision": of_classes(ratio(hits, predicted)),
+        "recall": np.where(ground_truth > 0, ratio(hits, ground_truth), absent),
     }
     per_class |= {"f1": per_class["dice"], "accuracy": per_class["recall"]}
     weighted = np.where(ground_truth > 0, per_class["iou"] * ground_truth, 0).sum()
     return {
         "miou": float(mean(per_class["iou"])),
-        "pixel_accuracy": float(_ratio(hits.sum(), ground_truth.sum())),
+        "pixel_accuracy": float(ratio(hits.sum(), ground_truth.sum())),
         **{f"mean_{name}": float(mean(values)) for name, values in per_class.items() if name != "iou"},
-        "frequency_weighted_iou": float(_ratio(weighted, ground_truth.sum())),
+        "frequency_weighted_iou": float(ratio(weighted, ground_truth.sum())),
         **per_class,
         "share": ground_truth / max(ground_truth.sum(), 1),
     }
@@ -155,7 +155,8 @@ def majority_class_scores(confusion: ArrayLike) -> dict[str, Any]:
     return scores(constant)
 
 
-def _ratio(a: ArrayLike, b: ArrayLike) -> Any:
+def ratio(a: ArrayLike, b: ArrayLike) -> Any:
+    """a / b, NaN or infinite where b is 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.divide(a, b)
 

@@ -78,6 +78,18 @@ def _write(draw: ImageDraw.ImageDraw, x: int, y: int, text: str) -> None:
     draw.text((x, y), shown, fill="black", font=font)
 
 
+def shrunk(row: Row, max_side: int) -> Row:
+    """A row no larger than `max_side` pixels: the image averaged, the classes of the nearest pixels."""
+    image, *classes = row
+    scale = max_side / max(image.shape[:2])
+    if scale >= 1:
+        return row
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    rows, columns = (((np.arange(n) + 0.5) * old / n).astype(int) for n, old in zip((height, width), image.shape))
+    small = Image.fromarray(image).resize((width, height), Image.Resampling.BOX)
+    return np.asarray(small), *(x[rows[:, None], columns] for x in classes)
+
+
 class ComparisonSheet:
     """Collects rows for `comparison` during an evaluation, of examples spread evenly over the split.
 

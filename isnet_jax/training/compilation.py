@@ -199,7 +199,7 @@ def _eval_program(
         "image_size": jax.ShapeDtypeStruct((batch_size, 2), np.int32),
         "label_size": jax.ShapeDtypeStruct((batch_size, 2), np.int32),
     }
-    step = make_eval_step(model, mesh, inference_settings(config))
+    step = make_eval_step(model, mesh, inference_settings(config), loss=True)
     padded = bool(config.test.resize) and config.test.keep_ratio  # images of several sizes share a shape bucket
     batch_shardings = jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch)
     resident = _bytes_per_device(state, shardings) + _bytes_per_device(batch, batch_shardings)

@@ -1,7 +1,6 @@
-"""The log of a run: console lines, a progress bar, metrics.jsonl and TensorBoard events."""
+"""The log of a run: console lines, a progress bar, and the sinks that keep its numbers and pictures."""
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -9,15 +8,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
 from isnet_jax.evaluation.results import read_metrics
 from isnet_jax.runtime import distributed
 from isnet_jax.runtime.console import duration, say
-from isnet_jax.runtime.files import atomic_write_text
+from isnet_jax.training.sinks import METRICS_FILE, MetricsFile, Sink, TensorBoard
+from isnet_jax.training.trackers import open_trackers
 
-METRICS_FILE = "metrics.jsonl"
 LOSSES = "auxiliary", "stage1", "stage2", "total"
 
 
@@ -29,20 +29,9 @@ class Log:
 
     def __init__(self, workdir: Path, config: ConfigDict, first: int, total_steps: int):
         self._config, self._total_steps = config, total_steps
-        self._active = distributed.is_first()
+        self._active, self._sinks = distributed.is_first(), list[Sink]()
         if self._active:
-            from tensorboardX import SummaryWriter  # takes seconds: it imports PyTorch where that is installed
-
-            path = workdir / METRICS_FILE
-            if path.exists():
-                rows = [row for row in read_metrics(path) if row["step"] <= first]
-                atomic_write_text(path, "".join(f"{json.dumps(row)}\n" for row in rows))
-            self._file = path.open("a")
-            self._writer = SummaryWriter(
-                str(workdir / "tensorboard"),
-                purge_step=first + 1,
-                max_queue=0,  # with a queue, its thread hangs forever on a full disk
-            )
+            self._sinks += [MetricsFile(workdir, first), TensorBoard(workdir, first), *open_trackers(config, workdir)]
         self._bar = tqdm.tqdm(
             total=total_steps,
             initial=first,
@@ -61,10 +50,9 @@ class Log:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
-        if self._active:
-            for stream in (self._writer, self._file):
-                with contextlib.suppress(OSError):  # on a full disk, the error that ends the run is reported
-                    stream.close()
+        for sink in self._sinks:
+            with contextlib.suppress(OSError):  # on a full disk, the error that ends the run is reported
+                sink.close(failed=kind is not None)
 
     def resume_clock(self) -> None:
         """Leaves evaluations and checkpoints out of the measured speed."""
@@ -105,17 +93,18 @@ class Log:
         self.write(step, values)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Adds {name: number} at `step` to metrics.jsonl and to TensorBoard.
+        """Adds {name: number} at `step` to all sinks.
 
-        Non-finite numbers, such as undefined scores, are null in metrics.jsonl and left out of TensorBoard.
+        Non-finite numbers, such as undefined scores, are null in metrics.jsonl and left out elsewhere.
         """
-        if self._active:
-            finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-            self._file.write(json.dumps({"step": step, **finite}) + "\n")
-            self._file.flush()
-            for name, value in finite.items():
-                if value is not None:
-                    self._writer.add_scalar(name, value, step)
+        finite = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
+        for sink in self._sinks:
+            sink.scalars(step, finite)
+
+    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Adds RGB pixels, uint8 (H, W, 3), to all sinks but metrics.jsonl."""
+        for sink in self._sinks:
+            sink.picture(step, name, pixels)
 
 
 def has_evaluation(workdir: Path, step: int) -> bool:

@@ -3,11 +3,13 @@
 import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -25,6 +27,7 @@ from isnet_jax.models.resnet import STAGES
 from isnet_jax.runtime import compiler, distributed, interrupts, sharding
 from isnet_jax.runtime.console import say
 from isnet_jax.runtime.files import atomic_write_text
+from isnet_jax.training import trackers
 from isnet_jax.training.best import BestCheckpoint, make_score
 from isnet_jax.training.changes import Origin, Resumption
 from isnet_jax.training.fastest_attention import with_fastest_attention
@@ -34,7 +37,8 @@ from isnet_jax.training.profiler import Profiler
 from isnet_jax.training.step import TrainState, init_state, make_train_step, state_from_variables
 from isnet_jax.training.trainer import Trainer
 
-LOGGED_SCORES = "miou", "pixel_accuracy", "mean_accuracy"
+LOGGED_SCORES = "miou", "pixel_accuracy", "mean_accuracy", "loss"
+LOGGED_SIDE = 480  # pixels of an image in the log
 MEMORY_ADVICE = (
     "lower config.train.global_batch_size (or config.test.batch_size), or set config.model.remat=True or "
     "config.model.dtype=bfloat16"
@@ -52,6 +56,7 @@ def train_and_evaluate(
     """
     resume_hint = "from the last checkpoint"
     with translating_disk_and_memory_errors(f"The run in {workdir}", "--workdir", resume_hint, MEMORY_ADVICE):
+        trackers.require(config)
         mesh = sharding.training_mesh(config)
         data = open_data(config, mesh, config.data.train_split, config.data.eval_split)
         for split in config.data.train_split, config.data.eval_split:
@@ -88,7 +93,7 @@ def train_and_evaluate(
                 log,
                 stack.enter_context(profiler),
             )
-            evaluator = Evaluator(model, mesh, data, inference_settings(config))
+            evaluator = Evaluator(model, mesh, data, inference_settings(config), loss=True)
             best = stack.enter_context(BestCheckpoint(checkpoints, config, score)) if score else None
             return train_to_the_end(config, data, trainer, evaluator, checkpoints, log, best)
 
@@ -118,19 +123,17 @@ def train_to_the_end(
                 if milestone.save:
                     checkpoints.save(milestone.step, state)
                 if milestone.evaluate:
-                    evaluate(evaluator, state, config.data.eval_split, log, best=best)
+                    evaluate(evaluator, state, data, log, best)
             last = int(state.step)
-            sheet = pictures.ComparisonSheet(config.run.num_pictures, len(data.evaluation))
             unlogged = not distributed.broadcast_from_first(has_evaluation(workdir, last))
-            results = evaluate(evaluator, state, config.data.eval_split, log if unlogged else None, sheet.add, best)
+            results, rows = evaluate(evaluator, state, data, log if unlogged else None, best)
         except interrupts.StopRequested:
             save_now(checkpoints, trainer.state)
             raise
         checkpoints.wait()
         if distributed.is_first():
-            write_results(
-                workdir, results, data, sheet.rows, {"step": last} | ({"best": best.record()} if best else {})
-            )
+            facts = {"step": last} | ({"best": best.record()} if best else {})
+            write_results(workdir, results, data, rows, facts)
         if best:
             best.announce()
         say(f"checkpoint, results.json and TensorBoard events: {workdir}")
@@ -240,27 +243,40 @@ def announce(
 
 
 def evaluate(
-    evaluator: Evaluator,
-    state: TrainState,
-    split: str,
-    log: Log | None,
-    on_batch: Callable[..., None] | None = None,
-    best: BestCheckpoint | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Scores of the weights and of their moving average, if there is one; prints and logs them.
+    evaluator: Evaluator, state: TrainState, data: Data, log: Log | None, best: BestCheckpoint | None = None
+) -> tuple[dict[str, dict[str, Any]], list[pictures.Row]]:
+    """Scores and loss of the weights and of their moving average, if there is one; prints and logs them.
 
-    on_batch: sees the predictions of the weights, as in `evaluation.loop.evaluate`; best: is offered the state.
+    best: is offered the state. Also returns rows of pictures, (image, ground truth, prediction by the weights), whose
+    sheet is logged, too.
     """
     variables = {"weights": state.variables} | ({"ema": state.ema} if state.ema else {})
+    sheet = pictures.ComparisonSheet(data.config.run.num_pictures, len(data.evaluation))
     step, results = int(state.step), {}
     for kind in variables:
-        results[kind] = evaluator(variables[kind], on_batch if kind == "weights" else None)
-        say(f"step {step}  {kind} on {split}: {_in_words(results[kind])}")
+        results[kind] = evaluator(variables[kind], sheet.add if kind == "weights" else None)
+        loss = results[kind]["loss"]
+        say(
+            f"step {step}  {kind} on {data.config.data.eval_split}: {_in_words(results[kind])}, "
+            f"loss {f'{loss:.4f}' if math.isfinite(loss) else 'n/a'}"
+        )
     if best:
         best.offer(step, state, results)
     if log:
-        log.write(step, {f"{kind}/{name}": result[name] for kind, result in results.items() for name in LOGGED_SCORES})
-    return results
+        log.write(step, _logged(results, data.class_names))
+        if sheet.rows and distributed.is_first():
+            rows = [pictures.shrunk(row, LOGGED_SIDE) for row in sheet.rows]
+            log.picture(step, "predictions", np.asarray(pictures.comparison(rows, data.palette, data.class_names)))
+    return results, sheet.rows
+
+
+def _logged(results: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> dict[str, float]:
+    """What the log says about an evaluation; IoU by class is iou/NAME, or ema/iou/NAME."""
+    logged = {f"{kind}/{name}": result[name] for kind, result in results.items() for name in LOGGED_SCORES}
+    for kind, result in results.items():
+        prefix = "iou" if kind == "weights" else f"{kind}/iou"
+        logged |= {f"{prefix}/{name}": value for name, value in zip(names, result["iou"])}
+    return logged
 
 
 def save_now(checkpoints: Checkpoints, state: TrainState) -> None:
@@ -288,8 +304,11 @@ def write_results(
         path = workdir / "predictions.png"
         pictures.comparison(rows, data.palette, names).save(path)
         say(f"image, ground truth and prediction side by side: {path}")
-    percentages = {kind: metrics.in_percent(result, names) for kind, result in results.items()}
-    atomic_write_text(workdir / "results.json", json.dumps({**facts, **percentages}, indent=1) + "\n")
+    content: dict[str, Any] = dict(facts)
+    for kind, result in results.items():
+        scores, loss = {name: value for name, value in result.items() if name != "loss"}, result["loss"]
+        content[kind] = metrics.in_percent(scores, names) | {"loss": loss if math.isfinite(loss) else None}
+    atomic_write_text(workdir / "results.json", json.dumps(content, indent=1) + "\n")
 
 
 def _in_words(scores: Mapping[str, Any]) -> str:

@@ -48,7 +48,12 @@ def test_run_writes_scores_picture_logs_and_checkpoints(finished):
     assert [row["step"] for row in rows if "loss/total" in row] == [1, 2, 3, 4, 5, 6]
     assert {row["step"] for row in rows if "weights/miou" in row} == {4, 6}
     assert {row["step"] for row in rows if "ema/miou" in row} == {4, 6}
-    assert list((workdir / "tensorboard").iterdir())
+    for row in rows:
+        if "weights/miou" in row:
+            assert 0 < row["weights/loss"] < 10 and len([name for name in row if name.startswith("iou/")]) == 11
+    assert rows[-1]["weights/loss"] == pytest.approx(result["loss"]) == record["weights"]["loss"]
+    events = b"".join(path.read_bytes() for path in (workdir / "tensorboard").iterdir())
+    assert events.count(b"\x89PNG") == 2  # a sheet for each evaluation
     assert Image.open(workdir / "predictions.png").size[0] > 3 * 64
 
 

@@ -61,7 +61,7 @@ def test_check_finds_one_reduction_of_gradients_and_statistics(costs):
     shapes = jax.eval_shape(create_model(small_config().model).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     params = sum(x.size for x in jax.tree.leaves(shapes["params"]))
     assert 4 * params < train.collectives["all-reduce"][1] < 4.4 * params
-    assert evaluate.collectives["all-reduce"][1] == 4 * 5 * 5  # the confusion matrix
+    assert evaluate.collectives["all-reduce"][1] == 4 * 5 * 5 + 4  # the confusion matrix and the loss
 
 
 def test_check_counts_three_forward_passes_for_training(costs):
