@@ -39,10 +39,11 @@ def run(
     """Calls `main(config, flag_values, *args)` with what the command line says, or exits with an error.
 
     `--config=FILE[:BACKBONE]` and `--config.FIELD=VALUE` give the config; without them it is None, if `needs_config` is
-    false. `define_flags()` defines further flags; up to `max_positional` arguments may come without a flag;
-    `resume_hint` says where the same command resumes after an interrupt, which raises KeyboardInterrupt only inside
-    `main`. Exit codes: 0, 1 after a UserError, 2 for a wrong command line, 75 if the same command resumes the work
-    (after SIGTERM, or when another process died), 130 after Ctrl-C, 141 if the reader of the output is gone.
+    false. `--print_config` prints it instead of calling `main`. `define_flags()` defines further flags; up to
+    `max_positional` arguments may come without a flag; `resume_hint` says where the same command resumes after an
+    interrupt, which raises KeyboardInterrupt only inside `main`. Exit codes: 0, 1 after a UserError, 2 for a wrong
+    command line, 75 if the same command resumes the work (after SIGTERM, or when another process died), 130 after
+    Ctrl-C, 141 if the reader of the output is gone.
     """
     interrupts.install(resume_hint)
     try:
@@ -126,7 +127,7 @@ def load_config(argument: str) -> "ConfigDict":
 def _parse_command_line(
     usage: str, define_flags: Callable[[], None], needs_config: bool, max_positional: int
 ) -> tuple["ConfigDict | None", list[str]]:
-    """The checked config and the positional arguments; prints the usage and exits for --help."""
+    """The checked config and the positional arguments; for --help and --print_config, prints and exits."""
     from ml_collections import config_flags
 
     from isnet_jax import config as configs
@@ -138,9 +139,15 @@ def _parse_command_line(
         print(usage.strip())
         sys.exit(0)
     config_flag = config_flags.DEFINE_config_file("config")
-    define_flags()
-    if needs_config or any(re.match(r"--?(no)?config\b", arg) for arg in sys.argv[1:]):
+    only_print = any(re.fullmatch("--?print_config", arg) for arg in sys.argv[1:])
+    if needs_config or only_print or any(re.match(r"--?(no)?config\b", arg) for arg in sys.argv[1:]):
         _check_config_arguments(sys.argv)
+    if only_print:  # whatever else the command needs
+        flags.FLAGS(_with_config_file(sys.argv), known_only=True)
+        configs.check(config_flag.value)
+        print("\n".join(configs.lines(config_flag.value)))
+        sys.exit(0)
+    define_flags()
     args = _parse_flags(_with_config_file(sys.argv), max_positional)
     config = config_flag.value
     if config is not None:

@@ -353,6 +353,21 @@ def _check_types(config: ConfigDict, like: ConfigDict, prefix: str = "config") -
             raise UserError(f"{prefix}.{name} is {value!r:.200}..., which is too long.")
 
 
+def lines(config: ConfigDict) -> list[str]:
+    """Every field and its value in Python, as in "train.base_lr = 0.01"."""
+    return _lines(config, default(), "")
+
+
+def _lines(config: ConfigDict, like: ConfigDict, prefix: str) -> list[str]:
+    result = []
+    for name, value in config.items():
+        if isinstance(value, ConfigDict) and like.get(name):  # a section; the splits of a folder are a value
+            result += _lines(value, like[name], f"{prefix}{name}.")
+        else:
+            result.append(f"{prefix}{name} = {value.to_dict() if isinstance(value, ConfigDict) else value!r}")
+    return result
+
+
 def inference_settings(config: ConfigDict, tta: bool = False) -> dict[str, Any]:
     """Keyword arguments of `inference.score_maps`: one scale of the whole image, or as config.test.tta says."""
     if not tta:

@@ -81,7 +81,7 @@ def test_finished_run_is_evaluated_again_not_trained(finished, camvid, tmp_path,
     results = train_and_evaluate(small_config(camvid, **{"train.ema_decay": 0.5}), workdir)
     for kind in ("weights", "ema"):
         np.testing.assert_array_equal(results[kind]["confusion"], finished[1][kind]["confusion"])
-    assert "loss" not in capsys.readouterr().out
+    assert "  lr " not in capsys.readouterr().out  # which lines of training have
 
 
 def test_workdir_refuses_another_config(finished, camvid):
@@ -341,6 +341,24 @@ def test_convert_round_trip(finished, tmp_path):
     for name, pattern in (("cut.pth", "cut.pth"), ("none.pth", "does not exist")):
         code, _, err = run(*arguments, f"--input={tmp_path}/{name}", f"--output={tmp_path}/y", module="convert")
         assert code == 1 and re.search(pattern, unwrapped(err)) and "Traceback" not in err
+
+
+@pytest.mark.parametrize("module", ["main", "predict"])
+def test_print_config_prints_every_field_and_ends(module):
+    """Whatever flags the command requires otherwise; values come back as Python."""
+    code, out, err = run_inside(
+        "--config=configs/camvid.py:resnet34", "--config.train.epochs=3", "--print_config", module=module
+    )
+    assert (code, err) == (0, "")
+    printed = {field: ast.literal_eval(value) for field, value in (line.split(" = ", 1) for line in out.splitlines())}
+    assert (printed["model.backbone"], printed["train.epochs"], printed["data.folder.splits"]) == ("resnet34", 3, {})
+    c = config.default()
+    c.model.num_classes = 11
+    c.update_from_flattened_dict({name: value for name, value in printed.items() if name != "data.folder.splits"})
+    config.check(c)
+    code, out, err = run_inside("--config=configs/camvid.py", "--config.seed=-1", "--print_config")
+    assert code == 1 and out == "" and "config.seed is -1" in err
+    assert run_inside("--print_config", module="predict")[0] == 2
 
 
 RECIPES = {  # crop, batch, epochs, base lr, min lr, weight decay, classes: the table of the official recipes
