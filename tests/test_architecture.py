@@ -15,7 +15,18 @@ import pytest
 from paths import ROOT
 
 PACKAGE = ROOT / "isnet_jax"
-COMMANDS = "main", "evaluate", "predict", "prepare", "convert", "compare", "report", "compile_check"
+COMMANDS = (
+    "main",
+    "evaluate",
+    "predict",
+    "prepare",
+    "convert",
+    "compare",
+    "report",
+    "compile_check",
+    "browse",
+    "summary",
+)
 FLOORS = (  # from the top; a room imports from itself and from lower floors
     ("isnet_jax",),  # the public names, which load on first use
     COMMANDS,

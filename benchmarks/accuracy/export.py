@@ -10,7 +10,6 @@ unpadded region of each image; and config.json. It appears once it is whole.
 """
 
 import json
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,13 @@ from numpy.lib.format import open_memmap
 from isnet_jax import cli
 from isnet_jax.checkpoints.torch_names import to_torch
 from isnet_jax.errors import UserError
-from isnet_jax.input import photometry, pipeline
+from isnet_jax.input import pipeline
 from isnet_jax.input.data import open_data
 from isnet_jax.models.isnet import create_model
 from isnet_jax.runtime import sharding
+from isnet_jax.training.browsing import distorted
 from isnet_jax.training.optimizer import make_optimizer, make_schedule
-from isnet_jax.training.step import init_state, step_keys
+from isnet_jax.training.step import init_state
 
 
 def initial_weights(config: ConfigDict) -> dict[str, torch.Tensor]:
@@ -38,15 +38,6 @@ def initial_weights(config: ConfigDict) -> dict[str, torch.Tensor]:
     model, optimizer = create_model(config.model), make_optimizer(config.train, make_schedule(config.train, 1))
     state = jax.device_get(jax.jit(lambda: init_state(model, optimizer, config.seed))())
     return {name: torch.from_numpy(np.array(array)) for name, array in to_torch(state.variables, model).items()}
-
-
-def distorted(config: ConfigDict, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterable[dict[str, np.ndarray]]:
-    """The batches of a run from its first step on, with images as `training.step.train_step` distorts them."""
-    distort = jax.jit(photometry.distort)
-    for step, batch in enumerate(batches):
-        key, _ = step_keys(config.seed, step)
-        image = np.asarray(distort(key, batch["image"])) if config.augment.photometric else batch["image"]
-        yield {"image": image.astype(np.uint8), "label": batch["label"], "window": batch["window"]}
 
 
 def export(config: ConfigDict, output: Path, stop: int | None) -> None:
@@ -62,7 +53,8 @@ def export(config: ConfigDict, output: Path, stop: int | None) -> None:
     files: dict[str, np.memmap] = {}
     with pipeline.train_batches(data.training, config, 0, stop) as batches:
         for step, batch in enumerate(tqdm.tqdm(distorted(config, batches), total=stop, disable=None)):
-            for name, array in batch.items():
+            for name in ("image", "label", "window"):
+                array = batch[name]
                 if name not in files:
                     files[name] = open_memmap(partial / f"{name}.npy", "w+", array.dtype, (stop, *array.shape))
                 files[name][step] = array
