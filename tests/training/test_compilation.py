@@ -17,7 +17,7 @@ from small_run import run_inside
 from isnet_jax import compile_check, config, create_model
 from isnet_jax.errors import UserError
 from isnet_jax.runtime import roofline
-from isnet_jax.training import compilation, time_estimate
+from isnet_jax.training import compilation, summary, time_estimate
 
 LIBTPU = importlib.util.find_spec("libtpu")
 
@@ -70,6 +70,17 @@ def test_check_counts_three_forward_passes_for_training(costs):
     forward, train, evaluate = (cost.flops / cost.images for cost in (smaller, *costs))
     assert 2.8 * forward < train < 3.6 * forward
     assert evaluate == pytest.approx(forward * 64 / 48, rel=0.1)
+
+
+def test_summary_counts_the_same_flops_and_a_memory_above(costs):
+    """Without compiling; XLA fuses some of what automatic differentiation keeps."""
+    c, (train, _) = small_config(), costs
+    model = create_model(c.model)
+    state, batch = summary.abstract_state(c, model), summary.abstract_batch(c)
+    assert summary.training_flops(c, model, state, batch) == pytest.approx(2 * train.flops)  # of two devices
+    kept = summary.memory_of_step(c, model, state, batch)["activations of 4 images"] / 2
+    params = 4 * sum(x.size for x in jax.tree.leaves(state.params))
+    assert 0.5 * kept < train.memory["temporaries"] < 1.2 * kept + 2 * params
 
 
 def test_count_flops_counts_iterations_and_passes_but_no_inserted_zeros():
