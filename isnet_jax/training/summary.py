@@ -49,7 +49,7 @@ def summarise(config: ConfigDict, name: str, workdir: Path) -> None:
     say(f"{table(rows)}\n")
     state, batch = abstract_state(config, model), abstract_batch(config)
     num_images = config.train.global_batch_size
-    say(f"{training_flops(config, model, state, batch) / 1e12:.2f} TFLOP per training step of {num_images} images\n")
+    say(f"{training_flops(config, model, state, batch) / 1e12:.3g} TFLOP per training step of {num_images} images\n")
     memory = memory_of_step(config, model, state, batch)
     lines = [[f"GiB of {purpose}", f"{size / GIB:.2f}"] for purpose, size in memory.items()]
     say(aligned([*lines, ["GiB in total on one device", f"{sum(memory.values()) / GIB:.2f}"]]))

@@ -32,7 +32,10 @@ PARAMS_AT_ONCE, MAX_KEY, MAX_VALUE = 100, 250, 500  # limits of MLflow's server,
 
 
 class Wandb:
-    """A run of a Weights & Biases project."""
+    """A run of a Weights & Biases project.
+
+    Its files are where the package puts them, WANDB_DIR or ./wandb: they hold links that lead out of a workdir.
+    """
 
     def __init__(self, project: str, workdir: Path, config: Mapping[str, Any]):
         wandb = import_tracker("wandb")
@@ -48,7 +51,6 @@ class Wandb:
             id=run_id,
             resume="allow",
             name=workdir.name,
-            dir=str(workdir),
             config=dict(config),
             settings=settings,
         )
