@@ -4,12 +4,13 @@ usage: python -m isnet_jax.main --config=configs/ade20k.py[:BACKBONE] [--workdir
                                 [--resume_with_changes | --resume_from=DIR [--best]]
                                 [--coordinator=HOST:PORT --num_processes=N --process_id=I]
 
-  --config    the recipe; BACKBONE is resnet18, 34, 50, 101, 152 or resnest50, 101, 200
-  --workdir   directory of checkpoints, logs and results (default runs/<config name>); a run in it is resumed. All
-              processes share it
+  --config        the recipe; BACKBONE is resnet18, 34, 50, 101, 152 or resnest50, 101, 200
+  --workdir       directory of checkpoints, logs and results (default runs/<config name>); a run in it is resumed. All
+                  processes share it
   --resume_with_changes  go on with the run in --workdir under another config: more epochs, another rate or other data.
-              The changes are printed, and the old config is kept
-  --resume_from  the workdir of a run: a new --workdir goes on from its newest state, or from its best one (--best)
+                  The changes are printed, and the old config is kept
+  --resume_from   the workdir of a run: a new --workdir goes on from its newest state, or from its best one (--best)
+  --print_config  prints every field of the config and exits, as with every command that takes --config
 
 On Cloud TPU, under Slurm and in Kubernetes the processes find each other. Elsewhere the last three flags give each
 process the address of process 0, the number of processes, and its index.

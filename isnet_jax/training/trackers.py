@@ -26,7 +26,7 @@ from isnet_jax.runtime.files import atomic_write_text, read_json
 from isnet_jax.training.sinks import Sink
 
 MAX_PENDING = 10_000  # calls that wait for a slow server; a row each, or a picture
-CLOSE_SECONDS = 30.0  # that the end of a run waits for a slow server
+CLOSE_SECONDS, STOP_SECONDS = 30.0, 5.0  # that a run waits for a slow server at its end, and when it is stopped
 CONNECT_SECONDS = 60  # of Weights & Biases
 PARAMS_AT_ONCE, MAX_KEY, MAX_VALUE = 100, 250, 500  # limits of MLflow's server, characters of a name and of a parameter
 
@@ -155,12 +155,13 @@ class InBackground:
         self._put(lambda tracker: tracker.picture(step, name, pixels))
 
     def close(self, failed: bool) -> None:
-        """Waits until all is delivered, up to CLOSE_SECONDS."""
+        """Waits until all is delivered, up to CLOSE_SECONDS, or STOP_SECONDS if the run failed."""
+        seconds = STOP_SECONDS if failed else CLOSE_SECONDS
         self._put(lambda tracker: tracker.close(failed))
         self._put(None)
-        self._thread.join(CLOSE_SECONDS)
+        self._thread.join(seconds)
         if self._thread.is_alive():
-            self._warn(f"it has not taken everything {CLOSE_SECONDS:.0f} s after the end of the run")
+            self._warn(f"it has not taken everything {seconds:.0f} s after the end of the run")
 
     def _put(self, call: Callable[[Sink], None] | None) -> None:
         try:
@@ -178,7 +179,8 @@ class InBackground:
         try:
             return call()
         except Exception as error:  # of any kind: the run goes on
-            self._warn(f"{type(error).__name__}: {first_line(error)}")
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            self._warn(f"{kind}{first_line(error)}")
 
     def _warn(self, reason: str) -> None:
         if not self._warned:
