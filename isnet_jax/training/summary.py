@@ -55,7 +55,7 @@ def summarise(config: ConfigDict, name: str, workdir: Path) -> None:
     say(aligned([*lines, ["GiB in total on one device", f"{sum(memory.values()) / GIB:.2f}"]]))
     say(
         f"estimated: what automatic differentiation keeps{REMAT_NOTE if config.model.remat else ''}. "
-        "XLA needs 0.7 to 1.0 times as much;\n"
+        "On TPUs, XLA needs 0.6 to 1.0 times as much;\n"
         "isnet_jax.compile_check asks it. Several devices share images and activations.\n"
     )
     say(length_of_run(config, workdir))

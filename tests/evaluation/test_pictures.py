@@ -32,3 +32,14 @@ def test_names_are_drawn_or_escaped_but_never_boxes(name):
         escaped = [character for character in name if not fonts.has_glyph(font, character)]
         assert escaped and all(ascii(character)[1:-1] in shown for character in escaped)
     assert sheet(name, "b").shape[1] > fonts.width(name)
+
+
+def test_shrunk_rows_keep_their_proportions_and_classes():
+    """Pixels of classes are chosen, never mixed; small rows stay as they are."""
+    image, classes = np.full((100, 40, 3), 7, np.uint8), np.repeat([0, 255], 50)[:, None].repeat(40, 1).astype(np.uint8)
+    row = image, classes, classes
+    assert pictures.shrunk(row, 100) is row
+    small, ground_truth, prediction = pictures.shrunk(row, 25)
+    assert small.shape == (25, 10, 3) and (small == 7).all()
+    np.testing.assert_array_equal(ground_truth[:, 0], np.repeat([0, 255], [12, 13]))
+    assert ground_truth.shape == prediction.shape == (25, 10) and prediction.dtype == np.uint8
