@@ -88,6 +88,8 @@ class MLflow:
             run = self._create(experiment, workdir.name)
             keep_id(kept, experiment, run.info.run_id)
         self._run_id = run.info.run_id
+        history = self._client.get_metric_history(self._run_id, "loss/total")
+        self._sent = max((metric.step for metric in history), default=0)
         fields = {self._key(name): str(value)[:MAX_VALUE] for name, value in flat_fields(config)}
         new = fields.keys() - run.data.params.keys()  # a parameter never changes
         params = [mlflow.entities.Param(name, fields[name]) for name in sorted(new) if fields[name]]
@@ -111,6 +113,8 @@ class MLflow:
 
     def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
         """As `Sink.scalars`."""
+        if step < self._sent:  # a resumed run repeats steps, with the same numbers
+            return
         now = int(1000 * time.time())
         finite = {self._key(name): value for name, value in values.items() if value is not None}
         metrics = [self._metric(name, value, now, step) for name, value in finite.items()]
@@ -118,7 +122,8 @@ class MLflow:
 
     def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
         """As `Sink.picture`."""
-        self._client.log_image(self._run_id, pixels, key=name, step=step)
+        if step >= self._sent:
+            self._client.log_image(self._run_id, pixels, key=name, step=step)
 
     def close(self, failed: bool) -> None:
         """As `Sink.close`."""
