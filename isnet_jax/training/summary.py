@@ -28,7 +28,8 @@ from isnet_jax.training.sinks import METRICS_FILE
 from isnet_jax.training.step import TrainState, init_state, make_optimizer, make_schedule, train_step
 
 GIB = 2**30
-REMAT_NOTE = ", and not the block that is being recomputed"
+COMPILED = "on TPUs, XLA needs 0.6 (bfloat16) to 1.0 (float32) times as much"  # the recipes in docs/performance.md
+COMPILED_WITH_REMAT = "the block that is being recomputed comes on top"
 
 
 class Block(NamedTuple):
@@ -53,11 +54,9 @@ def summarise(config: ConfigDict, name: str, workdir: Path) -> None:
     memory = memory_of_step(config, model, state, batch)
     lines = [[f"GiB of {purpose}", f"{size / GIB:.2f}"] for purpose, size in memory.items()]
     say(aligned([*lines, ["GiB in total on one device", f"{sum(memory.values()) / GIB:.2f}"]]))
-    say(
-        f"estimated: what automatic differentiation keeps{REMAT_NOTE if config.model.remat else ''}. "
-        "On TPUs, XLA needs 0.6 to 1.0 times as much;\n"
-        "isnet_jax.compile_check asks it. Several devices share images and activations.\n"
-    )
+    note = COMPILED_WITH_REMAT if config.model.remat else COMPILED
+    say(f"estimated from what automatic differentiation keeps: {note};")
+    say("isnet_jax.compile_check asks XLA. Several devices share images and activations.\n")
     say(length_of_run(config, workdir))
 
 
