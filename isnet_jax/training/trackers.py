@@ -95,7 +95,8 @@ class MLflow:
         params = [mlflow.entities.Param(name, fields[name]) for name in sorted(new) if fields[name]]
         for start in range(0, len(params), PARAMS_AT_ONCE):
             self._client.log_batch(self._run_id, params=params[start : start + PARAMS_AT_ONCE])
-        say(f"MLflow: run {self._run_id} of {experiment!r} in {self._client.tracking_uri}")
+        server = re.sub("//[^/]*@", "//", self._client.tracking_uri)  # without a password
+        say(f"MLflow: run {self._run_id} of {experiment!r} in {server}")
 
     def _find(self, run_id: str | None) -> Any:
         """The run of that id, or None if there is none on this server."""
