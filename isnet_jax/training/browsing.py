@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from isnet_jax.errors import UserError, translating_disk_and_memory_errors
-from isnet_jax.evaluation.prediction_files import overlay, save_image
+from isnet_jax.evaluation.pictures import overlay
+from isnet_jax.evaluation.prediction_files import save_image
 from isnet_jax.input import photometry, pipeline
 from isnet_jax.input.data import Data, open_data
 from isnet_jax.labels import IGNORED
@@ -108,7 +109,7 @@ def as_seen(image: np.ndarray, window: np.ndarray) -> np.ndarray:
 
 
 def labels_over(image: np.ndarray, label: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
-    """uint8 (H, W, 3): `prediction_files.overlay` of a label (H, W), with ignored pixels hatched."""
+    """uint8 (H, W, 3): `pictures.overlay` of a label (H, W), with ignored pixels hatched."""
     result = overlay(image, label, palette)
     rows, columns = np.indices(label.shape, np.int32)
     hatched = (label == IGNORED) & ((rows + columns) // STRIPE % 2 == 0)

@@ -2,43 +2,33 @@
 
 import contextlib
 import functools
-import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-import optax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from isnet_jax.checkpoints.manager import Checkpoints
-from isnet_jax.checkpoints.pretrained import load_pretrained
-from isnet_jax.config import inference_settings, unofficial_options
-from isnet_jax.errors import UserError, translating_disk_and_memory_errors
-from isnet_jax.evaluation import metrics, pictures
+from isnet_jax.config import inference_settings
+from isnet_jax.errors import translating_disk_and_memory_errors
 from isnet_jax.evaluation.loop import Evaluator
 from isnet_jax.input import pipeline
 from isnet_jax.input.data import Data, open_data
-from isnet_jax.models.isnet import ISNet, create_model, describe
-from isnet_jax.models.resnet import STAGES
+from isnet_jax.models.isnet import create_model
 from isnet_jax.runtime import compiler, distributed, interrupts, sharding
 from isnet_jax.runtime.console import say
-from isnet_jax.runtime.files import atomic_write_text
 from isnet_jax.training import trackers
 from isnet_jax.training.best import BestCheckpoint, make_score
 from isnet_jax.training.changes import Origin, Resumption
 from isnet_jax.training.fastest_attention import with_fastest_attention
 from isnet_jax.training.log import Log, has_evaluation
-from isnet_jax.training.optimizer import make_optimizer, make_schedule, split_frozen
+from isnet_jax.training.optimizer import make_optimizer, make_schedule
 from isnet_jax.training.profiler import Profiler
-from isnet_jax.training.step import TrainState, init_state, make_train_step, state_from_variables
+from isnet_jax.training.results import evaluate, write_results
+from isnet_jax.training.start import announce, restore_or_init, run_facts
+from isnet_jax.training.step import TrainState, make_train_step
 from isnet_jax.training.trainer import Trainer
 
-LOGGED_SCORES = "miou", "pixel_accuracy", "mean_accuracy", "loss"
-LOGGED_SIDE = 480  # pixels of an image in the log
 MEMORY_ADVICE = (
     "lower config.train.global_batch_size (or config.test.batch_size), or set config.model.remat=True or "
     "config.model.dtype=bfloat16"
@@ -65,12 +55,11 @@ def train_and_evaluate(
         model, schedule = create_model(config.model), make_schedule(config.train, data.total_steps)
         optimizer = make_optimizer(config.train, schedule)
         with contextlib.ExitStack() as stack:
-            run_facts = config.to_dict() | {"train_examples": len(data.training)}
-            class_weights = data.balanced_class_weights() if config.loss.balance_classes else ()
-            run_facts |= {"class_weights": class_weights} if class_weights else {}
-            origin = Origin(workdir, run_facts, resumption or Resumption())
+            facts = run_facts(config, data)
+            class_weights = facts.get("class_weights", ())
+            origin = Origin(workdir, facts, resumption or Resumption())
             checkpoints = stack.enter_context(
-                Checkpoints(workdir, run_facts, config.run.keep_checkpoints, with_changes=origin.defers_config)
+                Checkpoints(workdir, facts, config.run.keep_checkpoints, with_changes=origin.defers_config)
             )
             compiler.enable_cache()
             model = with_fastest_attention(model, config, mesh, checkpoints.workdir / "attention.json")
@@ -176,109 +165,6 @@ def stops_early(best: BestCheckpoint | None, step: int, total_steps: int) -> boo
     return stops
 
 
-def restore_or_init(
-    config: ConfigDict,
-    model: ISNet,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    restore: Callable[[Any], TrainState | None],
-) -> tuple[TrainState, TrainState]:
-    """The state and its shardings: what `restore` returns, else of config.train.pretrained, else random.
-
-    restore: a function of a template, as `Checkpoints.restore`.
-    """
-    ema = config.train.ema_decay > 0
-
-    def init() -> TrainState:
-        return init_state(model, optimizer, config.seed, ema)
-
-    shapes = jax.eval_shape(init)
-    shardings = sharding.state_shardings(mesh, shapes, config.shard_parameters)
-    template = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    state = restore(template)
-    if state is not None:
-        return state, shardings
-    state = jax.jit(init, out_shardings=shardings)()
-    if config.train.pretrained:
-        on_host = jax.device_get(jax.device_put(state.variables, sharding.replicated(mesh)))
-        variables = load_pretrained(config.train.pretrained, model, on_host)
-        state = jax.jit(lambda v: state_from_variables(v, optimizer, ema), out_shardings=shardings)(variables)
-    elif config.train.frozen_stages or config.train.freeze_batch_norm:
-        raise UserError(
-            "config.train.frozen_stages and config.train.freeze_batch_norm keep the backbone as loaded, but this run "
-            "starts from random weights. Give --config.train.pretrained=FILE.pth, or set them to 0 and False."
-        )
-    else:
-        say(
-            f"The {config.model.backbone} backbone starts from random weights; the official results start from "
-            "ImageNet weights (--config.train.pretrained=FILE.pth)."
-        )
-    return state, shardings
-
-
-def announce(
-    config: ConfigDict, data: Data, mesh: Mesh, state: TrainState, class_weights: Sequence[float] = ()
-) -> None:
-    """Prints what is trained, on which data and devices, and how that differs from the official recipes.
-
-    class_weights: those that balance the classes.
-    """
-    num_params, step = sum(x.size for x in jax.tree.leaves(state.params)), int(state.step)
-    num_frozen = sum(x.size for x in jax.tree.leaves(split_frozen(state.params, config.train.frozen_stages)[1]))
-    frozen = f" ({num_frozen / 1e6:.1f} M frozen: {', '.join(STAGES[: config.train.frozen_stages])})"
-    say(
-        f"{describe(config.model.to_dict())}, {config.model.num_classes} classes, "
-        f"{num_params / 1e6:.1f} M parameters{frozen if num_frozen else ''}, {config.model.dtype}, "
-        f"{sharding.describe(mesh)}"
-    )
-    say(
-        f"{config.data.name}: {len(data.training)} training and {len(data.evaluation)} evaluation images, "
-        f"{data.total_steps} steps of {config.train.global_batch_size}"
-        + (f", resuming from step {step}" if step else "")
-    )
-    if options := unofficial_options(config):
-        say(f"options that the official recipes leave off: {', '.join(options)}")
-    if class_weights:
-        say("class weights: " + ", ".join(f"{name} {w:.2f}" for name, w in zip(data.class_names, class_weights)))
-
-
-def evaluate(
-    evaluator: Evaluator, state: TrainState, data: Data, log: Log | None, best: BestCheckpoint | None = None
-) -> tuple[dict[str, dict[str, Any]], list[pictures.Row]]:
-    """Scores and loss of the weights and of their moving average, if there is one; prints and logs them.
-
-    best: is offered the state. Also returns rows of pictures, (image, ground truth, prediction by the weights), whose
-    sheet is logged, too.
-    """
-    variables = {"weights": state.variables} | ({"ema": state.ema} if state.ema else {})
-    sheet = pictures.ComparisonSheet(data.config.run.num_pictures, len(data.evaluation))
-    step, results = int(state.step), {}
-    for kind in variables:
-        results[kind] = evaluator(variables[kind], sheet.add if kind == "weights" else None)
-        loss = results[kind]["loss"]
-        say(
-            f"step {step}  {kind} on {data.config.data.eval_split}: {_in_words(results[kind])}, "
-            f"loss {f'{loss:.4f}' if math.isfinite(loss) else 'n/a'}"
-        )
-    if best:
-        best.offer(step, state, results)
-    if log:
-        log.write(step, _logged(results, data.class_names))
-        if sheet.rows and distributed.is_first():
-            rows = [pictures.shrunk(row, LOGGED_SIDE) for row in sheet.rows]
-            log.picture(step, "predictions", np.asarray(pictures.comparison(rows, data.palette, data.class_names)))
-    return results, sheet.rows
-
-
-def _logged(results: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> dict[str, float]:
-    """What the log says about an evaluation; IoU by class is iou/NAME, or ema/iou/NAME."""
-    logged = {f"{kind}/{name}": result[name] for kind, result in results.items() for name in LOGGED_SCORES}
-    for kind, result in results.items():
-        prefix = "iou" if kind == "weights" else f"{kind}/iou"
-        logged |= {f"{prefix}/{name}": value for name, value in zip(names, result["iou"])}
-    return logged
-
-
 def save_now(checkpoints: Checkpoints, state: TrainState) -> None:
     """Saves a run that stops between two steps, before its next milestone."""
     step = int(state.step)
@@ -286,31 +172,3 @@ def save_now(checkpoints: Checkpoints, state: TrainState) -> None:
         checkpoints.save(step, state)
         checkpoints.wait()
         say(f"step {step} is saved in {checkpoints.workdir}")
-
-
-def write_results(
-    workdir: Path, results: dict[str, dict[str, Any]], data: Data, rows: list, facts: Mapping[str, Any]
-) -> None:
-    """Prints the final scores as a table, and writes results.json and predictions.png.
-
-    rows: (image, ground truth, prediction) for the picture; facts: what results.json holds before the scores.
-    """
-    names = data.class_names
-    for kind, result in results.items():
-        say((f"\n{kind}\n" if len(results) > 1 else "") + metrics.format_table(result, names))
-    baseline = metrics.majority_class_scores(next(iter(results.values()))["confusion"])
-    say(f"majority-class baseline: {_in_words(baseline)}")
-    if rows:
-        path = workdir / "predictions.png"
-        pictures.comparison(rows, data.palette, names).save(path)
-        say(f"image, ground truth and prediction side by side: {path}")
-    content: dict[str, Any] = dict(facts)
-    for kind, result in results.items():
-        scores, loss = {name: value for name, value in result.items() if name != "loss"}, result["loss"]
-        content[kind] = metrics.in_percent(scores, names) | {"loss": loss if math.isfinite(loss) else None}
-    atomic_write_text(workdir / "results.json", json.dumps(content, indent=1) + "\n")
-
-
-def _in_words(scores: Mapping[str, Any]) -> str:
-    miou, accuracy = (metrics.percent(scores[name], unit=" %") for name in ("miou", "pixel_accuracy"))
-    return f"mIoU {miou}, pixel accuracy {accuracy}"

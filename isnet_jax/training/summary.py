@@ -24,8 +24,9 @@ from isnet_jax.models.isnet import ISNet, create_model
 from isnet_jax.models.losses import isnet_losses
 from isnet_jax.runtime import roofline
 from isnet_jax.runtime.console import aligned, duration, say
+from isnet_jax.training.optimizer import make_optimizer, make_schedule
 from isnet_jax.training.sinks import METRICS_FILE
-from isnet_jax.training.step import TrainState, init_state, make_optimizer, make_schedule, train_step
+from isnet_jax.training.step import TrainState, init_state, train_step
 
 GIB = 2**30
 COMPILED = "on TPUs, XLA needs 0.6 (bfloat16) to 1.0 (float32) times as much"  # the recipes in docs/performance.md

@@ -1,5 +1,6 @@
 """The main job and its commands, as a user runs them, on a small folder in CamVid's layout."""
 
+import ast
 import functools
 import json
 import re

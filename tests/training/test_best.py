@@ -12,6 +12,7 @@ import pytest
 
 from isnet_jax import config
 from isnet_jax.checkpoints.manager import Checkpoints, load_variables, newest_step
+from isnet_jax.config import checks
 from isnet_jax.errors import UserError
 from isnet_jax.evaluation import metrics
 from isnet_jax.runtime import sharding
@@ -183,8 +184,8 @@ def test_metric_of_an_unknown_class_is_refused():
 
 def test_scores_of_the_config_exist():
     found = metrics.scores(np.eye(2, dtype=int))
-    assert {name: np.ndim(found[name]) for name in config.SCORES} == dict.fromkeys(config.SCORES, 0)
-    assert {name: np.ndim(found[name]) for name in config.CLASS_SCORES} == dict.fromkeys(config.CLASS_SCORES, 1)
+    assert {name: np.ndim(found[name]) for name in checks.SCORES} == dict.fromkeys(checks.SCORES, 0)
+    assert {name: np.ndim(found[name]) for name in checks.CLASS_SCORES} == dict.fromkeys(checks.CLASS_SCORES, 1)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from isnet_jax import config
 from isnet_jax.evaluation import metrics
 from isnet_jax.evaluation.results import read_metrics
 from isnet_jax.training.log import Log, has_evaluation
-from isnet_jax.training.loop import evaluate, write_results
+from isnet_jax.training.results import evaluate, write_results
 
 NAMES = ["road", "sky"]
 

@@ -1,0 +1,52 @@
+"""What commands read out of a config."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from isnet_jax.config.fields import default
+from isnet_jax.config.recorded import ADDED
+
+
+def inference_settings(config: ConfigDict, tta: bool = False) -> dict[str, Any]:
+    """Keyword arguments of `inference.score_maps`: one scale of the whole image, or as config.test.tta says."""
+    if not tta:
+        return {"average": "logits"}  # the argmax of a single map needs no softmax
+    t = config.test.tta
+    return {
+        "mode": t.mode,
+        "crop_size": tuple(t.crop_size),
+        "stride": tuple(t.stride),
+        "scales": tuple(t.scales),
+        "flip": True,
+        "flip_pairs": tuple(config.augment.flip_pairs),
+        "average": t.average,
+    }
+
+
+def unofficial_options(config: ConfigDict) -> list[str]:
+    """Lines "FIELD=VALUE" for the options of loss and optimizer that are on; the official recipes leave all off."""
+    off = default()
+    fields = [f"loss.{name}" for name in off.loss]
+    fields += [field for field in ADDED if field.startswith("train.") and field.partition(".")[2] in off.train]
+    values = {}
+    for field in fields:
+        section, _, name = field.partition(".")
+        if config[section][name] != off[section][name]:
+            values[field] = config[section][name]
+    return [f"{field}={value}" for field, value in values.items()]
+
+
+def lines(config: ConfigDict) -> list[str]:
+    """Every field and its value in Python, as in "train.base_lr = 0.01"."""
+    return _lines(config, default(), "")
+
+
+def _lines(config: ConfigDict, like: ConfigDict, prefix: str) -> list[str]:
+    result = []
+    for name, value in config.items():
+        if isinstance(value, ConfigDict) and like.get(name):  # a section; the splits of a folder are a value
+            result += _lines(value, like[name], f"{prefix}{name}.")
+        else:
+            result.append(f"{prefix}{name} = {value.to_dict() if isinstance(value, ConfigDict) else value!r}")
+    return result
