@@ -4,7 +4,8 @@ usage: python -m isnet_jax.main --config=configs/ade20k.py[:BACKBONE] [--workdir
                                 [--resume_with_changes | --resume_from=DIR [--best]]
                                 [--coordinator=HOST:PORT --num_processes=N --process_id=I]
 
-  --config        the recipe; BACKBONE is resnet18, 34, 50, 101, 152 or resnest50, 101, 200
+  --config        the recipe; BACKBONE is resnet18, 34, 50, 101, 152, resnest50, 101, 200, or of another kind than
+                  the official ones: resnet50b, 101b (torchvision's), resnet50d, 101d (timm's)
   --workdir       directory of checkpoints, logs and results (default runs/<config name>); a run in it is resumed. All
                   processes share it
   --resume_with_changes  go on with the run in --workdir under another config: more epochs, another rate or other data.

@@ -9,7 +9,7 @@ import numpy as np
 from flax import traverse_util
 
 from isnet_jax.errors import UserError, mismatches
-from isnet_jax.models.isnet import ISNet
+from isnet_jax.models.isnet import BACKBONES, ISNet
 
 _BLOCK = r"backbone/layer(\d)_(\d+)/"
 _CONTEXTS = {"image_level_context": "ilc_net", "semantic_level_context": "slc_net"}
@@ -25,15 +25,17 @@ _LEAVES = {
 
 def _official_modules(path: str, model: ISNet) -> tuple[str, str | None]:
     """The official names of the convolution and the batch norm (None without one) of our module `path`."""
-    resnest = model.backbone.startswith("resnest")
+    pools = model.backbone.startswith("resnest") or model.backbone.endswith("d")
 
     def sequential(prefix, first=0):
         return f"{prefix}.{first}", f"{prefix}.{first + 1}"
 
     if m := re.fullmatch(r"backbone/stem(\d)", path):
         return sequential("backbone_net.stem", 3 * int(m[1]) - 3)
-    if m := re.fullmatch(_BLOCK + "downsample", path):  # ResNeSt pools first
-        return sequential(f"backbone_net.layer{m[1]}.{m[2]}.downsample", int(resnest))
+    if path == "backbone/stem":
+        return "backbone_net.conv1", "backbone_net.bn1"
+    if m := re.fullmatch(_BLOCK + "downsample", path):  # ResNeSt and v1d pool first
+        return sequential(f"backbone_net.layer{m[1]}.{m[2]}.downsample", int(pools))
     if m := re.fullmatch(_BLOCK + r"conv(\d)", path):
         block = f"backbone_net.layer{m[1]}.{m[2]}"
         return f"{block}.conv{m[3]}", f"{block}.bn{m[3]}"
@@ -141,30 +143,48 @@ def to_torch(variables: Mapping[str, Any], model: ISNet) -> dict[str, np.ndarray
 def backbone_from_torch(state_dict: Mapping[str, Any], model: ISNet) -> dict[str, Any]:
     """State dict of an ImageNet backbone -> {"params": {"backbone"}, "batch_stats": {"backbone"}} of `model`.
 
-    Accepts the official v1c and ResNeSt names and timm's (resnet50c, resnest101e, ...), with or without the prefix
-    `backbone.`, and ignores the ImageNet classifier. Raises UserError for another network, such as torchvision's ResNet
-    with its 7x7 stem, and lists every name that is missing, unexpected or of the wrong shape.
+    Accepts the official v1c and ResNeSt names, torchvision's and timm's (resnet50d, resnet50c, resnest101e, ...), with or
+    without the prefix `backbone.`, and ignores the ImageNet classifier. Raises UserError for another network, and lists
+    every name that is missing, unexpected or of the wrong shape.
     """
     tensors = {}
     for name, tensor in state_dict.items():
         name = re.sub(r"^(backbone|backbone_net)\.", "", name)
         name = re.sub(r"^conv1\.(\d)\.", r"stem.\1.", name)  # timm's deep stem
-        tensors[name] = tensor
-    if "conv1.weight" in tensors:
-        size = "x".join(map(str, tensors["conv1.weight"].shape[2:]))
-        raise UserError(
-            f"The checkpoint is a ResNet with a single {size} convolution as its stem (torchvision's, v1b). ISNet's "
-            "backbone is another network, v1c, whose stem is three 3x3 convolutions. Use an ImageNet checkpoint of "
-            "that kind (mmcls resnet50_v1c, timm resnet50c, resnest101e)."
-        )
-    tensors = {
-        re.sub(r"^bn1\.", "stem.7.", name): tensor
-        for name, tensor in tensors.items()
-        if not re.match(r"(fc|head\.fc)\.", name)
-    }
+        if not re.match(r"(fc|head\.fc)\.", name):
+            tensors[name] = tensor
+    _check_variant(tensors, model)
+    if "conv1.weight" not in tensors:
+        tensors = {re.sub(r"^bn1\.", "stem.7.", name): tensor for name, tensor in tensors.items()}  # timm's, again
     names = {
         name.removeprefix("backbone_net."): path_and_shape
         for name, path_and_shape in official_names(model).items()
         if name.startswith("backbone_net.")
     }
     return _convert(tensors, names, f"the backbone {model.backbone}")
+
+
+_VARIANTS = {
+    "b": "whose stem is a single 7x7 convolution (torchvision's)",
+    "c": "whose stem is three 3x3 convolutions (mmcls resnet50_v1c, timm resnet50c)",
+    "d": "whose stem is three 3x3 convolutions and whose shortcuts are pooled (timm resnet50d)",
+}
+
+
+def _check_variant(tensors: Mapping[str, Any], model: ISNet) -> None:
+    """Raises UserError, which names the backbone to write, if a ResNet is of another variant than `model`'s."""
+    if model.backbone.startswith("resnest") or any(".conv2.fc1." in name for name in tensors):
+        return
+    pools = any(re.search(r"\.downsample\.2\.", name) for name in tensors)
+    found = "b" if "conv1.weight" in tensors else "d" if pools else "c"
+    depth, expected = re.fullmatch(r"(resnet\d+)([bd]?)", model.backbone).groups()  # type: ignore[union-attr]
+    expected = expected or "c"
+    if found == expected:
+        return
+    suffix = found.replace("c", "")
+    same_kind = [name for name in BACKBONES if re.fullmatch(rf"resnet\d+{suffix}", name)]
+    wanted = [name for name in same_kind if name == depth + suffix] or same_kind
+    raise UserError(
+        f"The checkpoint is a ResNet {_VARIANTS[found]}. The backbone {model.backbone} is another network, "
+        f"{_VARIANTS[expected]}. Set config.model.backbone={' or '.join(wanted)}, or use a checkpoint of that kind."
+    )

@@ -18,12 +18,16 @@ from isnet_jax.models.resnest import SplitAttentionBottleneck
 from isnet_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 from isnet_jax.models.semantic_level_context import SemanticLevelContext
 
-BACKBONES = {
+BACKBONES = {  # ResNets are v1c, the official code's; b: torchvision's 7x7 stem; d: pooled shortcuts
     "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
     "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3)),
     "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),
     "resnet101": partial(ResNet, Bottleneck, (3, 4, 23, 3)),
     "resnet152": partial(ResNet, Bottleneck, (3, 8, 36, 3)),
+    "resnet50b": partial(ResNet, Bottleneck, (3, 4, 6, 3), deep_stem=False),
+    "resnet101b": partial(ResNet, Bottleneck, (3, 4, 23, 3), deep_stem=False),
+    "resnet50d": partial(ResNet, Bottleneck, (3, 4, 6, 3), pool_shortcuts=True),
+    "resnet101d": partial(ResNet, Bottleneck, (3, 4, 23, 3), pool_shortcuts=True),
     "resnest50": partial(ResNet, SplitAttentionBottleneck, (3, 4, 6, 3), stem_channels=128),
     "resnest101": partial(ResNet, SplitAttentionBottleneck, (3, 4, 23, 3), stem_channels=128),
     "resnest200": partial(ResNet, SplitAttentionBottleneck, (3, 24, 36, 3), stem_channels=128),

@@ -296,9 +296,9 @@ def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
 
-def _window_sum(x: Array, window: int, padding: Sequence[tuple[int, int]]) -> Array:
+def _window_sum(x: Array, window: int, padding: Sequence[tuple[int, int]], stride: int = 2) -> Array:
     return lax.reduce_window(
-        x, np.zeros((), x.dtype), lax.add, (1, window, window, 1), (1, 2, 2, 1), ((0, 0), *padding, (0, 0))
+        x, np.zeros((), x.dtype), lax.add, (1, window, window, 1), (1, stride, stride, 1), ((0, 0), *padding, (0, 0))
     )
 
 
@@ -308,10 +308,15 @@ def avg_pool_3x3(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
 
 
 def avg_pool_2x2(x: Float[Array, "b h w c"], mask: Mask | None) -> Float[Array, "b h2 w2 c"]:
-    """2x2/2 mean in ceil mode that counts no padding (ResNeSt, on the shortcut)."""
+    """2x2/2 mean in ceil mode that counts no padding (ResNeSt and ResNet-D, on the shortcut)."""
     padding = ((0, x.shape[1] % 2), (0, x.shape[2] % 2))
     valid = jnp.ones((1, *x.shape[1:3], 1), x.dtype) if mask is None else mask.astype(x.dtype)
     return _window_sum(x, 2, padding) / jnp.maximum(_window_sum(valid, 2, padding), 1)
+
+
+def avg_pool_2x2_dense(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Mean of each pixel, the next ones to the right and below, and a border of zeros (timm, in dilated shortcuts)."""
+    return _window_sum(x, 2, ((0, 1), (0, 1)), stride=1) / 4
 
 
 def interpolation_matrix(

@@ -1,4 +1,8 @@
-"""ResNet v1c at output stride 8 (He et al., CVPR 2016; 3x3 stem of the "bag of tricks" paper, CVPR 2019)."""
+"""ResNet v1b, v1c and v1d at output stride 8 (He et al., CVPR 2016; the last two of "bag of tricks", CVPR 2019).
+
+v1b has a 7x7 convolution as its stem (torchvision's ResNet). v1c has three of 3x3, the official ISNet's. v1d also pools
+in its shortcuts (timm's resnet50d).
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import Float
 
-from isnet_jax.models.layers import Array, ConvBNAct, Mask, apply_mask, max_pool
+from isnet_jax.models.layers import Array, ConvBNAct, Mask, apply_mask, avg_pool_2x2, avg_pool_2x2_dense, max_pool
 
 PLANES = 64  # of the first stage; they double with every stage
 STRIDES, DILATIONS = (1, 2, 1, 1), (1, 1, 2, 4)  # per stage: output stride 8
@@ -47,6 +51,7 @@ class Bottleneck(nn.Module):
     stride: int
     dilation: int
     project: bool
+    pool: bool = False  # average 2x2 pixels of the shortcut before its projection
 
     expansion = 4
 
@@ -59,7 +64,10 @@ class Bottleneck(nn.Module):
         y = ConvBNAct(self.planes, 3, self.stride, self.dilation, name="conv2")(y, train, mask)
         y = ConvBNAct(4 * self.planes, 1, act=None, name="conv3")(y, train, mask)
         if self.project:
-            x = ConvBNAct(4 * self.planes, 1, self.stride, act=None, name="downsample")(x, train, mask)
+            stride = self.stride
+            if self.pool:
+                x, stride = avg_pool_2x2(x, in_mask) if stride > 1 else avg_pool_2x2_dense(x), 1
+            x = ConvBNAct(4 * self.planes, 1, stride, act=None, name="downsample")(x, train, mask)
         return nn.relu(x + y)
 
 
@@ -69,6 +77,8 @@ class ResNet(nn.Module):
     block: Any
     depths: tuple[int, ...]
     stem_channels: int = 64
+    deep_stem: bool = True  # three 3x3 convolutions; False: one of 7x7
+    pool_shortcuts: bool = False  # of each stage but the first
     remat: bool = False
     fixed_statistics: int = 0  # of that many STAGES: batch norm takes the running statistics in training, too
 
@@ -81,6 +91,9 @@ class ResNet(nn.Module):
         stage_trains = [train and i >= self.fixed_statistics for i in range(len(STAGES))]
 
         def stem(_, x):
+            if not self.deep_stem:
+                x = ConvBNAct(self.stem_channels, 7, 2, name="stem")(x, train, masks[2])
+                return apply_mask(max_pool(x), masks[4])
             for i, (features, stride) in enumerate(((half, 2), (half, 1), (self.stem_channels, 1))):
                 x = ConvBNAct(features, 3, stride, name=f"stem{i + 1}")(x, stage_trains[0], masks[2])
             return apply_mask(max_pool(x), masks[4])
@@ -93,11 +106,14 @@ class ResNet(nn.Module):
             for i in range(depth):
                 stride = stage_stride if i == 0 else 1
                 in_mask, mask = masks[output_stride], masks[output_stride * stride]
+                # timm pools in the dilated stages, too, where gluon and mmsegmentation do not
+                pool = {"pool": True} if self.pool_shortcuts and i == 0 and stage > 0 else {}
                 x = block(
                     planes,
                     stride,
                     dilation=max(dilation // 2, 1) if i == 0 else dilation,
                     project=stride > 1 or x.shape[-1] != planes * self.block.expansion,
+                    **pool,
                     name=f"layer{stage + 1}_{i}",
                 )(x, stage_trains[stage + 1], in_mask, mask)
                 output_stride *= stride

@@ -40,7 +40,9 @@ def test_isnet_ignores_padding(backbone, x64):
             assert_close(padded[name][i, :h, :w], wanted[0], 1e-10)
 
 
-@pytest.mark.parametrize("backbone", slow_if(("resnet18", "resnest50", "resnet50"), ("resnet50",)))
+@pytest.mark.parametrize(
+    "backbone", slow_if(("resnet18", "resnest50", "resnet50", "resnet50d"), ("resnet50", "resnet50d"))
+)
 def test_isnet_training_ignores_padding(backbone, x64):
     model, variables = network(backbone)
     variables = cast(variables, np.float64)
