@@ -1,12 +1,14 @@
 """Converts official PyTorch checkpoints to checkpoints of this project and back, name by name and bit by bit.
 
-usage: python -m isnet_jax.convert --config=configs/ade20k.py[:BACKBONE] --input=FILE.pth --output=DIR
-       python -m isnet_jax.convert --config=configs/ade20k.py[:BACKBONE] --input=DIR [--best] --output=FILE.pth
+usage: python -m isnet_jax.convert --config=configs/ade20k.py[:BACKBONE] --input=FILE --output=DIR
+       python -m isnet_jax.convert --config=configs/ade20k.py[:BACKBONE] --input=DIR [--best] --output=FILE
 
-  FILE.pth  an official ISNet, or the ImageNet weights of its backbone (all other weights are then initialised). It is
-            read without PyTorch and without executing anything in it. Writing one needs PyTorch.
-  DIR       a checkpoint directory: of a training run, or written by this command
-  --best    converts the best checkpoint of a run with config.run.best_metric, not the newest
+  FILE  a .pth or .safetensors file of an official ISNet, or of the ImageNet weights of its backbone: all other weights
+        are then initialised, as are the classifiers if the number of classes differs. It is read without PyTorch and
+        without executing anything in it. Writing a .pth needs PyTorch. --input also takes a name such as
+        isnet-ade20k-resnet50, which is downloaded once (docs/training.md)
+  DIR   a checkpoint directory: of a training run, or written by this command
+  --best  converts the best checkpoint of a run with config.run.best_metric, not the newest
 """
 
 import importlib
@@ -32,8 +34,8 @@ def __getattr__(name: str) -> Any:
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string("input", None, "FILE.pth or DIR", required=True)
-    flags.DEFINE_string("output", None, "DIR or FILE.pth", required=True)
+    flags.DEFINE_string("input", None, "FILE, DIR or a name", required=True)
+    flags.DEFINE_string("output", None, "DIR or FILE", required=True)
     flags.DEFINE_boolean("best", False, "the best checkpoint of a run")
 
 

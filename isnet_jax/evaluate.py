@@ -1,16 +1,16 @@
 """Scores a checkpoint as the official code does, and records everything that a comparison needs.
 
-usage: python -m isnet_jax.evaluate --config=FILE[:BACKBONE] --checkpoint=DIR_or_FILE.pth [--best] [--ema]
-                                    [--tta] [--protocol=NAME,...] [--output=DIR] [--config.FIELD=VALUE ...]
-                                    [PROCESSES]
+usage: python -m isnet_jax.evaluate --config=FILE[:BACKBONE] --checkpoint=DIR_or_FILE [--best] [--ema] [--tta]
+                                    [--protocol=NAME,...] [--output=DIR] [--config.FIELD=VALUE ...] [PROCESSES]
 
-  --checkpoint  a run's workdir, a directory that isnet_jax.convert wrote, or an official .pth
+  --checkpoint  a run's workdir, a directory that isnet_jax.convert wrote, an official .pth or .safetensors file, or a
+                name such as isnet-ade20k-resnet50, which is downloaded once
   --best        evaluates the best checkpoint of a run with config.run.best_metric, not the newest
   --ema         evaluates the moving averages of a run's weights, if it kept any
   --tta         the official multi-scale test with flips (config.test.tta) instead of the single-scale one
   --protocol    conventions to print (default all): official, mmseg, cityscapes, ground_truth, absent_zero, absent_one
   --output      directory of results.json, images.npz and predictions/ (default: evaluation[-best][-ema]-single or
-                evaluation[-best][-ema]-tta in the workdir; for a .pth, in runs/<config name>)
+                evaluation[-best][-ema]-tta in the workdir; for a file, in runs/<config name>)
 
 After an interrupt the same command resumes; images that are done are not repeated. PROCESSES are the flags
 --coordinator, --num_processes and --process_id of isnet_jax.main.
@@ -47,7 +47,7 @@ def _main(config: "ConfigDict", flag_values: Any) -> None:
     from isnet_jax.runtime.console import say
 
     if not flag_values.checkpoint:
-        raise flags.Error("--checkpoint=DIR_or_FILE.pth is missing")
+        raise flags.Error("--checkpoint=DIR_or_FILE is missing")
     unknown = set(flag_values.protocol) - set(protocols.PROTOCOLS)
     if unknown:
         raise flags.Error(f"--protocol={','.join(sorted(unknown))} is none of {', '.join(protocols.PROTOCOLS)}")

@@ -11,6 +11,7 @@ from typing import Any
 import annotation_trees as trees
 from containers import join_jpeg, join_png, join_webp, join_zip, split_png, split_webp
 from PIL import Image
+from readers.checkpoints import join_safetensors
 from readers.samples import encode, noise
 
 ARRAYS = "name", "file", "counts", "boundary", "keys", "identity", "done", "confusion", "size", "warnings"
@@ -199,4 +200,13 @@ def _array_bombs() -> Iterator[tuple[str, str, Any]]:
     matrix = b"MATLAB 5.0".ljust(124) + b"\0\1IM" + b"\x0f\0\0\0" + struct.pack("<I", len(zeros)) + zeros
     yield "Matrices", "inflating", matrix
     yield "Matrices", "declared", b"\0" * 4 + struct.pack("<iiii", 60_000, 60_000, 0, 2) + b"S\0"
+    for what, header in {
+        "shape": b'{"a": {"dtype": "F32", "shape": [1000000000, 1000000], "data_offsets": [0, 4]}}',
+        "deep": b'{"a": ' + b"[" * 10**6,
+        "long": b'{"a": [' + b"0," * 10**7 + b"0]}",
+        "many": b"{"
+        + b",".join(b'"%d": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}' % i for i in range(10**5)),
+    }.items():
+        yield "Safetensors", what, join_safetensors(header, bytes(4))
+    yield "Safetensors", "header", b"\xff\xff\xff\xff\0\0\0\0{}"
     yield "PthZip", "inflating", deflated_zip(b"a/data.pkl", zeros, 2**28)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from paths import TESTS
 
-from isnet_jax.checkpoints import pth
+from isnet_jax.checkpoints import pth, state_dicts
 from isnet_jax.errors import UserError
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
@@ -37,8 +37,8 @@ def torch_save(obj: Any, path: Path, zipped: bool, **options: Any) -> Path:
 
 
 def assert_rejected(path: Path, *words: str) -> str:
-    """Asserts that load and state_dict raise a UserError that names the file and holds `words`; returns its text."""
-    for function in (pth.load, pth.state_dict):
+    """Asserts that both readers raise a UserError that names the file and holds `words`; returns its text."""
+    for function in (pth.load, state_dicts.read):
         with pytest.raises(UserError) as caught:
             function(path)
         message = str(caught.value)

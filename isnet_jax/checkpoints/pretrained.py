@@ -1,4 +1,4 @@
-"""Weights to evaluate or to start from: a `.pth` file, a run, or a directory written by isnet_jax.convert."""
+"""Weights to evaluate or to start from: a .pth or .safetensors file, a run, or a directory of isnet_jax.convert."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,18 +7,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from isnet_jax.checkpoints import pth
+from isnet_jax.checkpoints import safetensors_file, state_dicts
 from isnet_jax.checkpoints.manager import load_variables, read_config
 from isnet_jax.checkpoints.torch_names import backbone_from_torch, from_torch, variable_shapes
 from isnet_jax.errors import UserError
 from isnet_jax.models.isnet import ISNet
 from isnet_jax.runtime import files
+from isnet_jax.runtime.console import say
+
+CLASSIFIERS = "stage1_classifier", "stage2_classifier", "auxiliary_classifier"
+OFFICIAL_CLASSIFIER = "decoder_stage1.4.weight"  # (classes, channels, 1, 1)
 
 
 def load_network(
     path: str | Path, model: ISNet, ema: bool = False, step: int | None = None, best: bool = False
 ) -> dict[str, Any]:
-    """{"params", "batch_stats"} of a whole ISNet, from an official `.pth` file or a checkpoint directory.
+    """{"params", "batch_stats"} of a whole ISNet, from an official file or a checkpoint directory.
 
     With `ema`, the moving averages of a run's weights. `step` names a checkpoint of the directory, by default the
     newest; with `best`, it is the run's best one. Raises UserError if the checkpoint cannot be read or is of another
@@ -31,14 +35,13 @@ def load_network(
     if ema or best:
         flag, lacks = ("--ema", "no moving averages") if ema else ("--best", "only one checkpoint")
         raise UserError(f"{path} is a file, which holds {lacks}; leave out {flag}.")
-    variables = from_torch(pth.state_dict(path), model)
+    variables = from_torch(state_dicts.read(path), model)
     return jax.tree.map(lambda array, expected: np.asarray(array, expected.dtype), variables, template)
 
 
 def _check_activation(directory: str | Path, model: ISNet) -> None:
     """Raises UserError if the network was trained with another activation, which no shape reveals."""
-    recorded = read_config(directory).get("model")
-    activation = recorded.get("activation") if isinstance(recorded, dict) else None
+    activation = _recorded_model(directory).get("activation")
     if activation not in (None, model.activation):
         raise UserError(
             f"{directory} was trained with config.model.activation={activation}, but the config has "
@@ -46,17 +49,28 @@ def _check_activation(directory: str | Path, model: ISNet) -> None:
         )
 
 
+def _recorded_model(directory: str | Path) -> dict[str, Any]:
+    """The section `model` of the config in a directory, {} without one; raises UserError if there is no config."""
+    recorded = read_config(directory).get("model")
+    return recorded if isinstance(recorded, dict) else {}
+
+
 def load_pretrained(path: str | Path, model: ISNet, variables: Mapping[str, Any]) -> dict[str, Any]:
     """`variables` {"params", "batch_stats"}, with the modules found at `path` replaced, in the same dtypes.
 
-    `path` is a `.pth` file of an official ISNet or of an ImageNet backbone, or a checkpoint directory. Raises UserError
-    if it cannot be read or is of another network.
+    `path` is a file with an ISNet or an ImageNet backbone, or a checkpoint directory. The classifiers of an ISNet with
+    another number of classes are left as in `variables`; a line says what was loaded and what is new. Raises UserError
+    if the checkpoint cannot be read or is of another network otherwise.
     """
-    if Path(path).is_dir():
-        return load_variables(path, variables)
-    state_dict = pth.state_dict(path)
-    is_isnet = any(name.startswith("decoder_stage1.") for name in state_dict)
-    loaded = (from_torch if is_isnet else backbone_from_torch)(state_dict, model)
+    loaded, num_classes = _load_directory(path, model) if Path(path).is_dir() else _load_file(path, model)
+    if num_classes != model.num_classes:
+        loaded["params"] = {name: tree for name, tree in loaded["params"].items() if name not in CLASSIFIERS}
+    new = sorted(set(variables["params"]) - set(loaded["params"]))
+    classes = f" ({num_classes} classes there, {model.num_classes} here)" if num_classes != model.num_classes else ""
+    say(
+        f"{path}: loaded {len(jax.tree.leaves(loaded))} of {len(jax.tree.leaves(variables))} arrays"
+        + (f"; new: {', '.join(new)}{classes}" if new else "")
+    )
     return {
         collection: {
             **variables[collection],
@@ -69,17 +83,48 @@ def load_pretrained(path: str | Path, model: ISNet, variables: Mapping[str, Any]
     }
 
 
-def write_pth(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:
-    """Writes an official state dict as a `.pth` file.
+def _load_directory(directory: str | Path, model: ISNet) -> tuple[dict[str, Any], int]:
+    """The variables of an ISNet that is `model` up to the number of its classes, and that number."""
+    source = _with_classes(model, _recorded_model(directory).get("num_classes"))
+    return dict(load_variables(directory, variable_shapes(source))), source.num_classes
 
-    Raises UserError if PyTorch is not installed or the file cannot be written.
+
+def _load_file(path: str | Path, model: ISNet) -> tuple[dict[str, Any], int]:
+    """The same from a file; the number of classes of a backbone is `model`'s."""
+    state_dict = state_dicts.read(path)
+    if not any(name.startswith("decoder_stage1.") for name in state_dict):
+        return backbone_from_torch(state_dict, model), model.num_classes
+    source = _with_classes(model, next(iter(getattr(state_dict.get(OFFICIAL_CLASSIFIER), "shape", ())), None))
+    return from_torch(state_dict, source), source.num_classes
+
+
+def _with_classes(model: ISNet, num_classes: Any) -> ISNet:
+    """`model` with another number of classes, if that is a valid one; files may say anything."""
+    is_valid = type(num_classes) is int and 1 <= num_classes <= 255
+    return model.clone(num_classes=num_classes) if is_valid else model
+
+
+def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:
+    """Writes an official state dict as a .safetensors file if `path` ends so, else as a .pth file.
+
+    Raises UserError if the file cannot be written, or is a .pth and PyTorch is not installed.
     """
+    try:
+        if Path(path).suffix == ".safetensors":
+            safetensors_file.write(path, state_dict)
+        else:
+            _write_pth(Path(path), state_dict)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"--output={path} cannot be written ({error}).") from None
+
+
+def _write_pth(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
     try:
         import torch
     except ImportError:
-        raise UserError("Writing a .pth file needs PyTorch, which is not installed: pip install torch.") from None
-    try:
-        with files.atomic_write(Path(path)) as partial:
-            torch.save({"model": {name: torch.from_numpy(array.copy()) for name, array in state_dict.items()}}, partial)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"--output={path} cannot be written ({error}).") from None
+        raise UserError(
+            "Writing a .pth file needs PyTorch, which is not installed: pip install torch, or write a .safetensors "
+            "file."
+        ) from None
+    with files.atomic_write(path) as partial:
+        torch.save({"model": {name: torch.from_numpy(array.copy()) for name, array in state_dict.items()}}, partial)

@@ -3,7 +3,7 @@
 A checkpoint is a pickle of names and numbers that refers to raw storages. Both are members of a zip archive (PyTorch
 1.6 and later) or follow one another (the legacy format). A pickle is a program, so the file is never handed to
 `pickle`. Instead, its opcodes drive a small stack machine, which implements the few that checkpoints need and rejects
-all others.
+all others. Classes and functions that it does not know are never imported: what they would make is Skipped.
 """
 
 import dataclasses
@@ -40,8 +40,9 @@ def load(path: str | os.PathLike) -> Any:
     """The object that torch.load(path) returns, with each tensor as a C-contiguous, writable NumPy array.
 
     bfloat16 becomes ml_dtypes.bfloat16, a torch.dtype its NumPy dtype, a torch.device its type, torch.Size a tuple and
-    Counter a dict. An OrderedDict loses its attributes (`_metadata`). Equal views of a storage are the same array.
-    Raises UserError, and nothing else, if the file is missing, damaged, or holds any other object.
+    Counter a dict. An OrderedDict loses its attributes (`_metadata`). Equal views of a storage are the same array. Any
+    other object inside is Skipped. Raises UserError, and nothing else, if the file is missing, damaged, or is such an
+    object as a whole.
     """
     try:
         return _load(Path(path))
@@ -51,34 +52,15 @@ def load(path: str | os.PathLike) -> Any:
         is_os_error = isinstance(error, OSError)
         remedy = "Check the path and its permissions" if is_os_error else f"It is damaged. {_DOWNLOAD_AGAIN}"
         raise UserError(
-            f"Cannot read the checkpoint {path} ({type(error).__name__}: {_quote(error)}). {remedy}."
+            f"Cannot read the checkpoint {path} ({type(error).__name__}: {quote(error)}). {remedy}."
         ) from error
 
 
-def state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The network weights in a checkpoint, {parameter or buffer name: array}, in the order of the file.
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """Stands for an object of a class, or the result of a function, that is not read since it could run code."""
 
-    They are the "model", "state_dict" or "model_state_dict" entry of the file if it has one, else the whole file. The
-    prefix "module." (from DataParallel) is removed if every name has it. Raises UserError like `load`, and if the
-    weights are not a non-empty dict of arrays.
-    """
-    content = load(path)
-    keys = ("model", "state_dict", "model_state_dict") if isinstance(content, dict) else ()
-    weights = next((content[key] for key in keys if isinstance(content.get(key), dict)), content)
-    unexpected = [f"a {type(weights).__name__}"]
-    if isinstance(weights, dict):
-        unexpected = [
-            f"a {type(value).__name__} at {_quote(name)}"
-            for name, value in weights.items()
-            if not (isinstance(name, str) and isinstance(value, np.ndarray))
-        ]
-    if unexpected or not weights:
-        raise UserError(
-            f"The checkpoint {path} holds no network weights: a dict of names to tensors is needed, "
-            f"not {unexpected[0] if unexpected else 'an empty one'}. Save model.state_dict(), alone or as 'state_dict'."
-        )
-    prefix = "module." if all(name.startswith("module.") for name in weights) else ""
-    return {name[len(prefix) :]: value for name, value in weights.items()}
+    name: str
 
 
 class _Rejected(Exception):
@@ -90,8 +72,9 @@ def _require(condition: Any, fault: str, remedy: str = _DOWNLOAD_AGAIN) -> None:
         raise _Rejected(f"{fault}. {remedy}")
 
 
-def _quote(text: Any) -> str:
-    return f"{str(text)[:100]!a}"  # ASCII: untrusted text may hold terminal escape sequences
+def quote(text: Any) -> str:
+    """The first 100 characters in quotation marks, as ASCII: untrusted text may hold terminal escape sequences."""
+    return f"{str(text)[:100]!a}"
 
 
 def _load(path: Path) -> Any:
@@ -106,6 +89,11 @@ def _load(path: Path) -> Any:
     is_zip, unpickler = head.startswith(b"PK\3\4"), _Unpickler(_MAX_EXPANSION * data.size)
     _require(is_zip or _MAGIC in head, "it is not in a PyTorch format", "Check the path")
     result = _load_zip(data, path, unpickler) if is_zip else _load_legacy(data, unpickler)
+    if isinstance(result, Skipped):
+        raise _Rejected(
+            f"it is one object of {quote(result.name)}, which is neither a tensor nor a plain value and could run "
+            f"code, so it is not read. {_RESAVE}"
+        )
     level: Collection[Any] = [result]
     for _ in range(_MAX_DEPTH):
         _require(all(isinstance(x, _PLAIN_TYPES) for x in level), "it holds a bare storage or function", _RESAVE)
@@ -123,7 +111,7 @@ def _load_zip(data: np.ndarray, path: Path, unpickler: "_Unpickler") -> Any:
     _require(len(roots) == 1, "it is a zip archive, but not one of PyTorch with one <name>/data.pkl", "Check the path")
 
     def read_member(name, size=None):
-        info, member = members.get(roots[0] + name), f"its member {_quote(name)}"
+        info, member = members.get(roots[0] + name), f"its member {quote(name)}"
         _require(info, f"{member} is missing")
         is_stored = info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1
         _require(is_stored, f"{member} is compressed", _RESAVE)
@@ -169,14 +157,14 @@ def _load_legacy(data: np.ndarray, unpickler: "_Unpickler") -> Any:
         contents[key] = data[offset + 8 : offset + 8 + storage.nbytes]
         _require(
             int.from_bytes(count, "little") == storage.numel and contents[key].size == storage.nbytes,
-            f"it is truncated or damaged at storage {_quote(key)}, byte {offset}",
+            f"it is truncated or damaged at storage {quote(key)}, byte {offset}",
         )
         offset += 8 + storage.nbytes
     unpickler.fill(contents)
     return result
 
 
-_PLAIN_TYPES = (np.ndarray, np.generic, np.dtype, dict, list, tuple, str, bytes, int, float, type(None))
+_PLAIN_TYPES = (Skipped, np.ndarray, np.generic, np.dtype, dict, list, tuple, str, bytes, int, float, type(None))
 _DTYPES = {
     name: np.dtype(getattr(ml_dtypes if name == "bfloat16" else np, name))
     for name in "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex64 complex128".split()
@@ -194,6 +182,8 @@ _NUM_POPPED = dict(
     SETITEM=2,
     STACK_GLOBAL=2,
     REDUCE=2,
+    NEWOBJ=2,
+    NEWOBJ_EX=3,
     BUILD=1,
     BINPERSID=1,
     STOP=1,
@@ -249,6 +239,8 @@ _GLOBALS = {
 
 def _set_items(target: dict, pairs: Iterable[tuple[Any, Any]] = ()) -> dict:
     for key, value in pairs:
+        if isinstance(key, Skipped):
+            continue
         # Only keys that hash fast: a tuple that nests itself twice, sixty deep, takes for ever, as do colliding ints.
         _require(
             isinstance(key, (str, int, float, type(None))) and not (isinstance(key, int) and key.bit_length() > 64),
@@ -296,6 +288,8 @@ class _Unpickler:
                     stack.append([] if name == "EMPTY_LIST" else {})
                 case "TUPLE" | "EMPTY_TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
                     stack.append(tuple(items))
+                case "APPEND" | "APPENDS" | "SETITEM" | "SETITEMS" | "BUILD" if isinstance(stack[-1], Skipped):
+                    pass  # its content is skipped, too
                 case "APPEND" | "APPENDS" if type(stack[-1]) is list:
                     stack[-1].extend(items)
                 case "SETITEM" | "SETITEMS" if isinstance(stack[-1], dict):
@@ -306,19 +300,17 @@ class _Unpickler:
                     stack.append(memo[arg])
                 case "GLOBAL" | "STACK_GLOBAL":
                     global_name = arg or " ".join(items)
-                    _require(
-                        global_name in _GLOBALS,
-                        f"it holds {_quote(global_name.replace(' ', '.'))}, which is neither a tensor nor a plain "
-                        "value and could run code, so it is not read",
-                        _RESAVE,
-                    )
-                    stack.append(_GLOBALS[global_name])
+                    stack.append(_GLOBALS.get(global_name, Skipped(global_name.replace(" ", "."))))
+                case "REDUCE" | "NEWOBJ" | "NEWOBJ_EX" if isinstance(items[0], Skipped):
+                    stack.append(items[0])
                 case "REDUCE" if isinstance(items[0], _Function) and type(items[1]) is tuple:
                     copied += len(items[1]) + sum(len(x) for x in items[1] if isinstance(x, (str, list, dict)))
                     _require(copied <= min(limit, data.size), "it repeats itself too often")  # a memory bomb
                     stack.append(self.call(items[0].name, items[1]))
                 case "BUILD" if isinstance(stack[-1], (OrderedDict, np.dtype)) and ">" not in items[0]:
                     pass  # attributes; the byte order of a dtype
+                case "BINPERSID" if isinstance(items[0][1], Skipped) and items[0][0] == "module":
+                    stack.append(items[0][1])  # the class of a module, in the legacy format
                 case "BINPERSID":
                     stack.append(self.storage(*items[0]))
                 case "STOP":
@@ -344,6 +336,8 @@ class _Unpickler:
                 return np.dtype(code).newbyteorder("<")
             case "scalar", np.dtype() as dtype, bytes(content) if len(content) == dtype.itemsize:
                 return np.frombuffer(content, dtype)[0]
+            case "dtype" | "scalar", *_:  # of text, dates or objects
+                return Skipped(f"numpy.{name}")
         raise _Rejected(f"it calls {name} with unknown arguments. {_RESAVE}")
 
     def storage(self, kind: Any, dtype: Any, key: Any, _device: Any, numel: Any, view: Any = None) -> _Storage:
@@ -360,7 +354,7 @@ class _Unpickler:
         )
         storage = _Storage(key, dtype, numel, numel * dtype.itemsize)
         is_consistent = self.storages.setdefault(key, storage) == storage
-        _require(is_consistent, f"its storage {_quote(key)} has two dtypes or sizes")
+        _require(is_consistent, f"its storage {quote(key)} has two dtypes or sizes")
         return storage
 
     def tensor(self, storage: Any, offset: Any, shape: Any, strides: Any) -> np.ndarray:

@@ -143,9 +143,9 @@ def to_torch(variables: Mapping[str, Any], model: ISNet) -> dict[str, np.ndarray
 def backbone_from_torch(state_dict: Mapping[str, Any], model: ISNet) -> dict[str, Any]:
     """State dict of an ImageNet backbone -> {"params": {"backbone"}, "batch_stats": {"backbone"}} of `model`.
 
-    Accepts the official v1c and ResNeSt names, torchvision's and timm's (resnet50d, resnet50c, resnest101e, ...), with or
-    without the prefix `backbone.`, and ignores the ImageNet classifier. Raises UserError for another network, and lists
-    every name that is missing, unexpected or of the wrong shape.
+    Accepts the official names, torchvision's and timm's (resnet50d, resnet50c, resnest101e, ...), with or without the
+    prefix `backbone.`, and ignores the ImageNet classifier. Raises UserError for another network, and lists every name
+    that is missing, unexpected or of the wrong shape.
     """
     tensors = {}
     for name, tensor in state_dict.items():

@@ -85,7 +85,7 @@ def default(backbone: str = "resnet50") -> ConfigDict:
                 "decay_norms_and_biases": True,  # False: weight decay on kernels alone
                 "frozen_stages": 0,  # of the backbone, as loaded: 1 the stem, 2 also layer1, ..., 5 all; 0: none
                 "freeze_batch_norm": False,  # True: the backbone's batch statistics stay as loaded
-                "pretrained": config_dict.placeholder(str),  # .pth of the ImageNet backbone or of a whole ISNet
+                "pretrained": config_dict.placeholder(str),  # file, run or name, of a backbone or an ISNet
             },
             "test": {
                 "resize": (2048, 512),  # (long, short), or () for the original size

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from isnet_jax.checkpoints.downloads import locate
 from isnet_jax.checkpoints.manager import checkpoint_path, newest_step
 from isnet_jax.checkpoints.pretrained import load_network
 from isnet_jax.config import inference_settings
@@ -35,11 +36,13 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Evaluates, or resumes an evaluation, into the directory `output`; returns the content of results.json.
 
-    checkpoint: a run, a converted checkpoint or a .pth; setting: "single" or "tta"; ema: evaluate a run's moving
-    averages; best: the run's best checkpoint instead of the newest. Raises UserError for anything the user can correct.
+    checkpoint: a run, a converted checkpoint, an official file or a name of `downloads.WEIGHTS`; setting: "single" or
+    "tta"; ema: evaluate a run's moving averages; best: the run's best checkpoint instead of the newest. Raises
+    UserError for anything the user can correct.
     """
+    checkpoint = locate(checkpoint)
     if not checkpoint.exists():
-        raise UserError(f"--checkpoint={checkpoint} does not exist; give a run's workdir or a .pth file.")
+        raise UserError(f"--checkpoint={checkpoint} does not exist; give a run's workdir or an official file.")
     compiler.enable_cache()
     mesh = sharding.make_mesh(config.mesh)
     data = open_data(config, mesh, config.data.eval_split)

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from isnet_jax import config as configs
+from isnet_jax.checkpoints.downloads import locate
 from isnet_jax.checkpoints.manager import CONFIG_FILE, read_config
 from isnet_jax.checkpoints.pretrained import load_network
 from isnet_jax.datasets import tables
@@ -46,15 +47,16 @@ def load(
 ) -> tuple[ConfigDict, ISNet, dict[str, Any]]:
     """Config, model and {"params", "batch_stats"} of a checkpoint.
 
-    checkpoint: a directory, whose recorded config is used if `config` is None, or an official .pth; ema: the moving
-    averages of a run's weights; best: those of its best checkpoint. Raises UserError if the checkpoint cannot be read,
+    checkpoint: a directory, whose recorded config is used if `config` is None, an official file, or a name of
+    `downloads.WEIGHTS`; ema: the moving averages of a run's weights; best: those of its best checkpoint. Raises
+    UserError if the checkpoint cannot be read,
     is of another network, or needs a config.
     """
-    path = Path(checkpoint)
+    path = locate(checkpoint)
     if not path.exists():
         raise UserError(
             f"--checkpoint={checkpoint} does not exist; give the directory of a run or of "
-            "isnet_jax.convert, or an official .pth file."
+            "isnet_jax.convert, or an official file."
         )
     if config is None:
         if not path.is_dir():

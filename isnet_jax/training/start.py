@@ -8,6 +8,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from isnet_jax.checkpoints.downloads import locate
 from isnet_jax.checkpoints.pretrained import load_pretrained
 from isnet_jax.config import unofficial_options
 from isnet_jax.errors import UserError
@@ -51,7 +52,7 @@ def restore_or_init(
     state = jax.jit(init, out_shardings=shardings)()
     if config.train.pretrained:
         on_host = jax.device_get(jax.device_put(state.variables, sharding.replicated(mesh)))
-        variables = load_pretrained(config.train.pretrained, model, on_host)
+        variables = load_pretrained(locate(config.train.pretrained), model, on_host)
         state = jax.jit(lambda v: state_from_variables(v, optimizer, ema), out_shardings=shardings)(variables)
     elif config.train.frozen_stages or config.train.freeze_batch_norm:
         raise UserError(
@@ -61,7 +62,7 @@ def restore_or_init(
     else:
         say(
             f"The {config.model.backbone} backbone starts from random weights; the official results start from "
-            "ImageNet weights (--config.train.pretrained=FILE.pth)."
+            "ImageNet weights (--config.train.pretrained=FILE, or a name such as resnet50c)."
         )
     return state, shardings
 

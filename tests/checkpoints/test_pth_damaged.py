@@ -8,7 +8,7 @@ import zipfile
 import pytest
 from pth_files import FIXTURES, FORMATS, assert_rejected, forge
 
-from isnet_jax.checkpoints import pth
+from isnet_jax.checkpoints import pth, state_dicts
 from isnet_jax.errors import UserError
 
 
@@ -75,13 +75,13 @@ def test_load_rejects_truncated_files(tmp_path, zipped):
         ([1, 2], "list"),
         ({}, "empty"),
         ({"model": {}}, "empty"),
-        ({"epoch": 3}, "int at 'epoch'"),
+        ({"epoch": 3, "model": 1}, "int at 'epoch', a int at 'model'"),
         (3, "int"),
         ({"state_dict": {"a": None}}, "NoneType at 'a'"),
     ],
 )
-def test_state_dict_rejects_files_without_weights(tmp_path, zipped, obj, word):
+def test_read_rejects_files_without_weights(tmp_path, zipped, obj, word):
     path = forge(tmp_path / "a.pth", zipped, pickle.dumps(obj, 2))
     assert pth.load(path) == obj
     with pytest.raises(UserError, match=word):
-        pth.state_dict(path)
+        state_dicts.read(path)

@@ -250,7 +250,7 @@ def test_evaluate_reads_official_files_and_tests_with_tta(place):
 @pytest.mark.parametrize(
     "args, code, message",
     [
-        ((), 2, "--checkpoint=DIR_or_FILE.pth is missing"),
+        ((), 2, "--checkpoint=DIR_or_FILE is missing"),
         (("--checkpoint=nowhere",), 1, "--checkpoint=nowhere does not exist"),
         (("--checkpoint=weights", "--protocol=oficial"), 2, "--protocol=oficial is none of official"),
         (("--checkpoint=weights", "--config.data.eval_split=test"), 1, "has no split 'test'"),

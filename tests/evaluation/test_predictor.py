@@ -180,7 +180,7 @@ def test_predict_official_checkpoint_with_flip_in_cityscapes_format(photos, tmp_
     (tmp_path / "fake" / "tensorflow.py").write_text("raise ImportError('not installed')")
     model = create_model({"backbone": "resnet18", "num_classes": 19})
     variables = random_variables(model)
-    pretrained.write_pth(tmp_path / "isnet.pth", torch_names.to_torch(variables, model))
+    pretrained.write_state_dict(tmp_path / "isnet.pth", torch_names.to_torch(variables, model))
     args = [
         f"--checkpoint={tmp_path}/isnet.pth",
         "--config=configs/cityscapes.py:resnet18",

@@ -5,7 +5,7 @@ READERS is the list that test_fuzz.py, test_bombs.py and test_security.py share.
 
 from readers.annotations import CocoFiles, CvatFiles, LabelmeFiles
 from readers.base import Reader
-from readers.checkpoints import Checkpoints, PthLegacy, PthZip
+from readers.checkpoints import Checkpoints, PthLegacy, PthZip, Safetensors
 from readers.configs import CommandLines, RecordedConfigs
 from readers.data_sets import Journals, Matrices, Prepared
 from readers.evaluations import Evaluations, Progress
@@ -31,5 +31,6 @@ READERS: dict[str, type[Reader]] = {
         Checkpoints,
         PthZip,
         PthLegacy,
+        Safetensors,
     )
 }

@@ -1,6 +1,9 @@
-"""Readers of checkpoints, this project's and PyTorch's."""
+"""Readers of checkpoints, this project's, PyTorch's and those of safetensors."""
 
-from pathlib import Path
+import argparse
+import json
+import struct
+from pathlib import Path, PurePosixPath
 from random import Random
 
 import mutations
@@ -50,11 +53,17 @@ class Checkpoints(Reader):
 class PthZip(Reader):
     """Checkpoints of PyTorch 1.6 and later: damaged anywhere, or in the pickle, with a valid CRC."""
 
-    SEED = "torch_zip.pth"
+    SEED, IS_ZIP = "torch_zip.pth", True
     OPCODES = [0, 1, 0x7F, 0x80, 0xFF, *b"()]}.0NtReubqhQcjKMJX\x85\x86\x87\x8a"]
 
     def make_seeds(self) -> list[bytes]:
-        return [(TESTS / "data" / self.SEED).read_bytes()]
+        from pth_files import FOUR_FLOATS, Tensor, dump, forge
+
+        storage, contents = FOUR_FLOATS
+        others = {"args": argparse.Namespace(lr=1, names=["x"]), "set": {1}, "path": PurePosixPath("x")}
+        pickled = dump({"model": {"module.a": Tensor(storage, 1, (3,), (1,))}, "ema": {}, **others})
+        skipping = forge(self.folder / "seed.pth", self.IS_ZIP, pickled, contents).read_bytes()
+        return [(TESTS / "data" / self.SEED).read_bytes(), skipping]
 
     def mutate(self, data: bytes, rng: Random, seeds: list[bytes]) -> bytes:
         return mutations.mutate_zip(data, rng, seeds, self.mutate_pickle)
@@ -64,20 +73,52 @@ class PthZip(Reader):
         return mutations.mutate_bytes(content, rng, [content], self.OPCODES)
 
     def read(self, content: bytes) -> None:
-        from isnet_jax.checkpoints import pth
+        from isnet_jax.checkpoints import pth, state_dicts
 
         path = self.write("weights.pth", content)
         pth.load(path)
-        assert all(isinstance(x, np.ndarray) for x in pth.state_dict(path).values())
+        assert all(isinstance(x, np.ndarray) for x in state_dicts.read(path).values())
 
 
 class PthLegacy(PthZip):
     """Checkpoints of PyTorch before 1.6, half of them damaged in their pickles alone."""
 
-    SEED = "torch_legacy.pth"
+    SEED, IS_ZIP = "torch_legacy.pth", False
 
     def mutate(self, data: bytes, rng: Random, seeds: list[bytes]) -> bytes:
         start = data.index(b"\x80\x02", 40)
         if rng.random() < 0.5:
             return data[:start] + self.mutate_pickle(data[start : start + 1500], rng) + data[start + 1500 :]
         return self.mutate_pickle(data, rng)
+
+
+class Safetensors(Reader):
+    """.safetensors files, half of them with a damaged header of the right length."""
+
+    TENSORS = {"a.weight": ("F32", (2, 3), 4), "b": ("BF16", (4,), 2), "n": ("I64", (), 8), "none": ("F16", (0, 3), 2)}
+
+    def make_seeds(self) -> list[bytes]:
+        header, end = {"__metadata__": {"format": "pt"}}, 0
+        for name, (kind, shape, itemsize) in self.TENSORS.items():
+            start, end = end, end + itemsize * int(np.prod(shape))
+            header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
+        return [join_safetensors(json.dumps(header).encode(), bytes(range(end)))]
+
+    def mutate(self, data: bytes, rng: Random, seeds: list[bytes]) -> bytes:
+        if rng.random() < 0.5:
+            return mutations.mutate_bytes(data, rng, seeds)
+        size = 8 + struct.unpack_from("<Q", data)[0]
+        return join_safetensors(mutations.mutate_json(data[8:size], rng, []), data[size:])
+
+    def read(self, content: bytes) -> None:
+        from isnet_jax.checkpoints import safetensors_file, state_dicts
+
+        path = self.write("weights.safetensors", content)
+        tensors = safetensors_file.load(path)
+        assert sum(x.nbytes for x in tensors.values()) <= len(content)
+        state_dicts.read(path)
+
+
+def join_safetensors(header: bytes, data: bytes) -> bytes:
+    """A file of this header and these numbers."""
+    return struct.pack("<Q", len(header)) + header + data

@@ -19,7 +19,7 @@ from readers.samples import encode, jpegs, noise
 
 from isnet_jax import config, datasets
 from isnet_jax.annotations import cvat, reading
-from isnet_jax.checkpoints import pth
+from isnet_jax.checkpoints import pth, safetensors_file
 from isnet_jax.datasets import decoding, image_files, label_files, mat
 from isnet_jax.errors import UserError
 from isnet_jax.input import pipeline
@@ -196,6 +196,7 @@ def test_jpeg_size_agrees_with_tensorflow():
         lambda path: decoding.read_header(path),
         lambda path: decoding.decode(path, None),
         lambda path: pth.load(path),
+        lambda path: safetensors_file.load(path),
         lambda path: image_files.check_image(path),
         lambda path: label_files.read_label(path),
         lambda path: mat.read_mat(path, "S"),
@@ -226,7 +227,7 @@ def test_readers_refuse_pipes_and_devices(tmp_path, read):
 
 def test_bounds_need_no_tensorflow_jax_or_scipy():
     code = (
-        "import sys, isnet_jax.datasets.decoding, isnet_jax.runtime.files, isnet_jax.checkpoints.pth; "
+        "import sys, isnet_jax.datasets.decoding, isnet_jax.runtime.files, isnet_jax.checkpoints.state_dicts; "
         "assert not {'tensorflow', 'jax', 'scipy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

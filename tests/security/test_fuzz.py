@@ -47,6 +47,7 @@ QUICK = dict(
     Checkpoints=20,
     PthZip=500,
     PthLegacy=500,
+    Safetensors=500,
 )
 SLOW = {**dict.fromkeys(QUICK, 10_000), "Checkpoints": 1_000, "Prepared": 5_000}  # TFDS keeps every builder it opens
 FORBIDDEN_EVENTS = (
@@ -180,7 +181,16 @@ def fuzz_in_subprocess(folder: Path, counts: dict[str, int]) -> None:
     [
         ("Photographs", "DataImages", "DataLabels", "Records", "Matrices", "Journals", "Prepared"),
         ("CocoFiles", "LabelmeFiles", "CvatFiles"),
-        ("RecordedConfigs", "CommandLines", "Evaluations", "Progress", "Checkpoints", "PthZip", "PthLegacy"),
+        (
+            "RecordedConfigs",
+            "CommandLines",
+            "Evaluations",
+            "Progress",
+            "Checkpoints",
+            "PthZip",
+            "PthLegacy",
+            "Safetensors",
+        ),
     ],
     ids="-".join,
 )
