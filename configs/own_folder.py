@@ -1,6 +1,6 @@
 """A template for your own data, in folders of images and labels; docs/datasets.md explains the fields.
 
-python -m isnet_jax.main --config=configs/own_folder.py --config.data.source=DIR --config.train.pretrained=X.pth
+python -m isnet_jax.main --config=configs/own_folder.py --config.data.source=DIR --config.train.pretrained=resnet50c
 """
 
 from isnet_jax import config
