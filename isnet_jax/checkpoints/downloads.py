@@ -64,13 +64,15 @@ def locate(checkpoint: str | os.PathLike) -> Path:
     download it to disks of their own. Raises UserError if that fails, and for what can only be a mistyped name.
     """
     name = os.fspath(checkpoint)
-    if os.path.exists(name) or re.search(r"[/.]|^$", name):
-        return Path(name)
     if name not in WEIGHTS:
+        if os.path.exists(name) or re.search(r"[/.]|^$", name):
+            return Path(name)
         raise UserError(
             f"There is no file, directory or published checkpoint {name!r:.200}. Give a path, or one of the names "
             f"{', '.join(WEIGHTS)}."
         )
+    if not distributed.all_processes(not os.path.exists(name)):
+        return Path(name)
     path, failure = cache_directory() / WEIGHTS[name].url.rpartition("/")[2], None
     for is_turn in distributed.is_first(), not distributed.is_first():
         if is_turn:
@@ -94,10 +96,10 @@ def cache_directory() -> Path:
 def _obtain(name: str, path: Path) -> None:
     """Downloads what WEIGHTS calls `name` to `path`, unless it is there; raises UserError."""
     source = WEIGHTS[name]
-    by_hand = f"Download {source.url} on another machine, and copy it to {path}."
+    by_hand = f"download {source.url} on another machine, and copy it to {path}"
     if not path.exists():
         if os.environ.get(OFFLINE, "0") not in ("", "0"):
-            raise UserError(f"{name} is not in the cache, and {OFFLINE} forbids downloads. {by_hand}")
+            raise UserError(f"{name} is not in the cache, and {OFFLINE} forbids downloads: {by_hand}.")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with _lock(path):
@@ -105,8 +107,9 @@ def _obtain(name: str, path: Path) -> None:
                     say(f"downloading {name}: {source.url} -> {path}")
                     _download(source, path)
         except (OSError, http.client.HTTPException) as error:
+            reason = error.reason if type(error) is urllib.error.URLError else error
             raise UserError(
-                f"{name} cannot be downloaded ({error}). Run the command again to go on. {by_hand}"
+                f"{name} cannot be downloaded ({reason}). Run the command again to continue, or {by_hand}."
             ) from None
     elif not _digest(path).startswith(source.sha256):
         raise UserError(f"{path} is not {source.url}: its SHA-256 is not {source.sha256}. Delete it, and run again.")
