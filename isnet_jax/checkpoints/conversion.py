@@ -5,9 +5,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from isnet_jax.checkpoints.downloads import locate
-from isnet_jax.checkpoints.manager import save_variables
+from isnet_jax.checkpoints.manager import load_variables, save_variables
 from isnet_jax.checkpoints.pretrained import load_pretrained, write_state_dict
-from isnet_jax.checkpoints.torch_names import to_torch
+from isnet_jax.checkpoints.torch_names import to_torch, variable_shapes
 from isnet_jax.errors import UserError
 from isnet_jax.models.isnet import create_model
 
@@ -20,7 +20,7 @@ def convert_checkpoint(config: ConfigDict, source: str, target: str, best: bool 
     With `best`, a run's best checkpoint becomes an official file. Raises UserError if `source` cannot be read or is of
     another network, or if `target` cannot be written.
     """
-    model, path = create_model(config.model), locate(source)
+    model, path = create_model(config.model), locate(source, "--input")
     if not path.exists():
         raise UserError(
             f"--input={source} does not exist; give a .pth or .safetensors file, a checkpoint directory, or a name of "

@@ -57,19 +57,19 @@ WEIGHTS = {
 }
 
 
-def locate(checkpoint: str | os.PathLike) -> Path:
+def locate(checkpoint: str | os.PathLike, flag: str) -> Path:
     """The path of a checkpoint given by its path, or by a name in WEIGHTS, which is downloaded unless it is cached.
 
     A path that exists goes before a name. Of several processes the first downloads; the others then find the file, or
-    download it to disks of their own. Raises UserError if that fails, and for what can only be a mistyped name.
+    download it to disks of their own. Raises UserError, which says that `flag` gives the checkpoint, if that fails, and
+    for what can only be a mistyped name.
     """
     name = os.fspath(checkpoint)
     if name not in WEIGHTS:
         if os.path.exists(name) or re.search(r"[/.]|^$", name):
             return Path(name)
         raise UserError(
-            f"There is no file, directory or published checkpoint {name!r:.200}. Give a path, or one of the names "
-            f"{', '.join(WEIGHTS)}."
+            f"{flag}={name} does not exist. Give a path, or the name of a published checkpoint: {', '.join(WEIGHTS)}."
         )
     if not distributed.all_processes(not os.path.exists(name)):
         return Path(name)

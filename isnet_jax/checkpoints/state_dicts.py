@@ -78,7 +78,7 @@ def _describe(content: Any) -> str:
     """What a file holds instead of weights, in words; its text is escaped, since it may hold escape sequences."""
 
     def kind(value):
-        return f"a {value.name}" if isinstance(value, pth.Skipped) else f"a {type(value).__name__}"
+        return f"a {pth.quote(value.name) if isinstance(value, pth.Skipped) else type(value).__name__}"
 
     if not isinstance(content, dict):
         return kind(content)

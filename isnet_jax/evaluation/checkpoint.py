@@ -40,7 +40,7 @@ def evaluate_checkpoint(
     "tta"; ema: evaluate a run's moving averages; best: the run's best checkpoint instead of the newest. Raises
     UserError for anything the user can correct.
     """
-    checkpoint = locate(checkpoint)
+    checkpoint = locate(checkpoint, "--checkpoint")
     if not checkpoint.exists():
         raise UserError(f"--checkpoint={checkpoint} does not exist; give a run's workdir or an official file.")
     compiler.enable_cache()

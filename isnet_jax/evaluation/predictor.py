@@ -52,7 +52,7 @@ def load(
     UserError if the checkpoint cannot be read,
     is of another network, or needs a config.
     """
-    path = locate(checkpoint)
+    path = locate(checkpoint, "--checkpoint")
     if not path.exists():
         raise UserError(
             f"--checkpoint={checkpoint} does not exist; give the directory of a run or of "

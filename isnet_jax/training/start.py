@@ -52,7 +52,7 @@ def restore_or_init(
     state = jax.jit(init, out_shardings=shardings)()
     if config.train.pretrained:
         on_host = jax.device_get(jax.device_put(state.variables, sharding.replicated(mesh)))
-        variables = load_pretrained(locate(config.train.pretrained), model, on_host)
+        variables = load_pretrained(locate(config.train.pretrained, "--config.train.pretrained"), model, on_host)
         state = jax.jit(lambda v: state_from_variables(v, optimizer, ema), out_shardings=shardings)(variables)
     elif config.train.frozen_stages or config.train.freeze_batch_norm:
         raise UserError(

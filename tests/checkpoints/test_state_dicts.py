@@ -82,7 +82,7 @@ def test_read_says_what_a_file_holds_instead(tmp_path, content, pattern):
 def test_read_names_the_skipped_module(tmp_path):
     torch = pytest.importorskip("torch")
     torch_save({"model": torch.nn.Linear(1, 1), "epoch": 1}, tmp_path / "a.pth", True)
-    with pytest.raises(UserError, match=r"a torch.nn.modules.linear.Linear at 'model'.*Save model.state_dict\(\)"):
+    with pytest.raises(UserError, match=r"a 'torch.nn.modules.linear.Linear' at 'model'.*Save model.state_dict\(\)"):
         state_dicts.read(tmp_path / "a.pth")
 
 

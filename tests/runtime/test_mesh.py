@@ -99,6 +99,15 @@ def test_train_step_with_every_option_is_the_same_on_every_mesh(x64):
 
 
 @pytest.mark.slow
+def test_train_step_with_pooled_shortcuts_is_the_same_on_a_mesh(x64):
+    """Their dilated pooling reads the strip below."""
+    metrics, state, _ = step_on((1, 1), backbone="resnet50d")
+    found_metrics, found_state, _ = step_on((2, 2), backbone="resnet50d")
+    assert_close(found_metrics, metrics)
+    assert_close(found_state, state)
+
+
+@pytest.mark.slow
 def test_train_step_is_the_same_with_rematerialisation(x64):
     metrics, state, _ = step_on((1, 1))
     found_metrics, found_state, _ = step_on((2, 2), False, remat=True)
