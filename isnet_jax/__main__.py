@@ -6,6 +6,8 @@ usage: isnet COMMAND [ARGUMENTS ...]       isnet COMMAND --help
   evaluate       scores a checkpoint
   predict        the classes of all pixels of your images
   prepare        checks the files of a data set and prepares it
+  browse         the batches of a run, as the network will see them
+  summary        blocks, parameters, FLOPs and memory of a network, and the length of a run
   convert        official .pth files to checkpoints, and back
   compare        evaluations side by side
   report         an evaluation as a page to look at
