@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from isnet_jax.checkpoints.directory import CheckpointDirectory, as_dict
-from isnet_jax.checkpoints.manager import BEST_DIR, Checkpoints, Damaged, checkpoint_path, newest_step, read_with_retry
+from isnet_jax.checkpoints.manager import BEST_DIR, Checkpoints, Damaged, checkpoint_paths, read_with_retry
 from isnet_jax.config import split_metric
 from isnet_jax.errors import UserError
 from isnet_jax.evaluation import metrics
@@ -57,12 +57,10 @@ class BestCheckpoint(CheckpointDirectory):
 
     def _read(self, config: ConfigDict) -> tuple[int, float] | None:
         """Step and score of the checkpoint of an earlier start, if there is one; a damaged one is quarantined."""
-        workdir = self._checkpoints.workdir
-        if not any((workdir / BEST_DIR).glob("[0-9]*")):
+        paths = [path for path in checkpoint_paths(self._checkpoints.workdir) if path.parent.name == BEST_DIR]
+        if not paths:
             return None
-        step = newest_step(workdir, best=True)
-        assert step is not None
-        path, fields = checkpoint_path(workdir, step, best=True), None
+        path, fields = paths[0], None
         counts = jax.ShapeDtypeStruct((config.model.num_classes,) * 2, np.int64)
         kinds = ("weights", "ema") if config.train.ema_decay else ("weights",)
         try:
@@ -73,7 +71,9 @@ class BestCheckpoint(CheckpointDirectory):
             self._checkpoints.quarantine([path])
             return None
         assert fields is not None
-        return step, self._score_of({kind: metrics.scores(counts) for kind, counts in fields[CONFUSION].items()})
+        return int(path.name), self._score_of(
+            {kind: metrics.scores(counts) for kind, counts in fields[CONFUSION].items()}
+        )
 
     def offer(self, step: int, state: Any, results: Results) -> None:
         """Keeps `state`, of which an evaluation has the `results`, if its score is the best so far.

@@ -111,7 +111,8 @@ def test_best_survives_a_write_that_fails(opened, tmp_path):
 
 
 def test_half_written_best_is_none(opened, tmp_path):
-    """What a kill leaves behind: Orbax's temporary directory."""
+    """What a kill leaves behind, of the first best state or of a later one: Orbax's temporary directory."""
+    (tmp_path / "best" / "1.orbax-checkpoint-tmp").mkdir(parents=True)
     _, best = opened()
     best.offer(1, state_at(1), results(20))
     shutil.copytree(tmp_path / "best" / "1", tmp_path / "best" / "3.orbax-checkpoint-tmp")
