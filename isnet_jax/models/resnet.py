@@ -92,7 +92,7 @@ class ResNet(nn.Module):
 
         def stem(_, x):
             if not self.deep_stem:
-                x = ConvBNAct(self.stem_channels, 7, 2, name="stem")(x, train, masks[2])
+                x = ConvBNAct(self.stem_channels, 7, 2, name="stem")(x, stage_trains[0], masks[2])
                 return apply_mask(max_pool(x), masks[4])
             for i, (features, stride) in enumerate(((half, 2), (half, 1), (self.stem_channels, 1))):
                 x = ConvBNAct(features, 3, stride, name=f"stem{i + 1}")(x, stage_trains[0], masks[2])

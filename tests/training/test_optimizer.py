@@ -175,6 +175,22 @@ def test_fixed_statistics_are_those_of_evaluation(x64):
     assert np.abs(grads["backbone"]["stem1"]["bn"]["scale"]).min() > 0
 
 
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50b", "resnet50d", "resnest50"])
+def test_every_backbone_leaves_fixed_statistics(backbone):
+    """The program returns those of the stem and layer1 as they came, and updates all others."""
+    module, masks = BACKBONES[backbone](fixed_statistics=2), dict.fromkeys((2, 4, 8))
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, False, masks), images)
+
+    def train(variables, images):
+        return module.apply(variables, images, True, masks, mutable=["batch_stats"])[1]["batch_stats"]
+
+    program = jax.make_jaxpr(train)(variables, images).jaxpr
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(variables["batch_stats"])]
+    unchanged = {path[0].key for path, out in zip(paths, program.outvars, strict=True) if out in program.invars}
+    assert unchanged == {name for name in variables["params"] if name.startswith(("stem", "layer1"))}
+
+
 @pytest.mark.parametrize("remat, passes", [(False, 2), (True, 3)])
 def test_frozen_backbone_has_no_backward_pass(remat, passes):
     """It is computed once; a trained one three times, and four times with rematerialisation."""
