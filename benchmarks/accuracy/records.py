@@ -12,7 +12,7 @@ import numpy as np
 import scipy.stats
 
 from benchmarks.accuracy.divergence import Divergence
-from benchmarks.accuracy.runs import ABLATIONS, OURS, THEIRS, Run
+from benchmarks.accuracy.runs import ABLATIONS, OURS, THEIRS, VARIANTS, Run
 from benchmarks.paths import ROOT
 from isnet_jax.runtime.console import aligned
 from isnet_jax.runtime.files import atomic_write_text
@@ -22,9 +22,9 @@ CONFIDENCE = 0.95
 
 
 def load(path: Path = FILE) -> dict[str, Any]:
-    """{data set: {"config", "ours", "torch", "ablation", "runs", "divergence"}}, as far as measured.
+    """{data set: {"config", "ours", "torch", "ablation", "variants", "runs", "divergence"}}, as far as measured.
 
-    "ours" and "torch" hold mIoU in percent by seed, "ablation" the same of each kind.
+    "ours" and "torch" hold mIoU in percent by seed, "ablation" and "variants" the same of each kind.
     """
     return json.loads(path.read_text()) if path.exists() else {}
 
@@ -73,6 +73,9 @@ def _collect_scores(entry: dict[str, Any]) -> None:
     ablation = {kind: scores[kind] for kind in ABLATIONS if kind in scores}
     if ablation and OURS in scores:
         entry["ablation"] = {"both": scores[OURS], **ablation}
+    variants = {kind: scores[kind] for kind in VARIANTS if kind in scores}
+    if variants and OURS in scores:
+        entry["variants"] = {"official recipe": scores[OURS], **variants}
 
 
 class Difference(NamedTuple):

@@ -32,15 +32,14 @@ def results_table(entry: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def ablation_table(entry: dict[str, Any]) -> str:
-    """mIoU with and without the context modules, and the difference to the whole network."""
-    ablation = entry["ablation"]
-    lines = [records.table(ablation)]
-    for kind, scores in ablation.items():
-        found = records.difference(scores, ablation["both"]) if kind != "both" else None
+def kinds_table(scores: dict[str, list[float]]) -> str:
+    """mIoU of each kind of run, and the difference of the others to the first."""
+    lines, (first, *others) = [records.table(scores)], scores
+    for kind in others:
+        found = records.difference(scores[kind], scores[first])
         if found:
             interval = f"{records.CONFIDENCE:.0%} interval {found.low:+.2f} to {found.high:+.2f}"
-            lines.append(f"{kind} minus both: {found.mean:+.2f} points, {interval}")
+            lines.append(f"{kind} minus {first}: {found.mean:+.2f} points, {interval}")
     return "\n".join(lines)
 
 
@@ -110,8 +109,9 @@ def main(runs: Path) -> None:
     for data, entry in results.items():
         docs.write_section(PAGE, data, docs.as_code(results_table(entry).splitlines()))
         docs.write_section(PAGE, f"{data}_commands", docs.as_code(commands(entry).splitlines()))
-        if "ablation" in entry:
-            docs.write_section(PAGE, f"{data}_ablation", docs.as_code(ablation_table(entry).splitlines()))
+        for section in "ablation", "variants":
+            if section in entry:
+                docs.write_section(PAGE, f"{data}_{section}", docs.as_code(kinds_table(entry[section]).splitlines()))
     if results:
         plot(results)
         docs.write_section(

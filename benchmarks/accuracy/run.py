@@ -1,12 +1,14 @@
 """Trains ISNet in JAX and in PyTorch on the same batches, from the same weights, and compares the results.
 
-usage: python -m benchmarks.accuracy.run --data=camvid --source=DIR [--seeds=0,1,2] [--ablation] [--runs=DIR] [--jobs=N]
+usage: python -m benchmarks.accuracy.run --data=camvid --source=DIR [--seeds=0,1,2] [--ablation] [--variants]
+                                        [--runs=DIR] [--jobs=N]
        python -m benchmarks.accuracy.run --data=people ...
        python -m benchmarks.accuracy.run --smoke
 
   --data      camvid (DIR has train/, val/ and test/), or people, which are drawn
   --seeds     of weights, batches and dropout: a run of each framework for each (0,1,2)
   --ablation  also trains our network without either context module, and without both
+  --variants  also trains it with the modern recipe, and fine-tunes it from drawn scenes
   --runs      where everything is kept (runs/accuracy): run the same command again to resume
   --jobs      runs at a time, each with its share of the cores (1)
   --smoke     a few steps on drawn people in both frameworks, from scratch, recorded nowhere
@@ -30,7 +32,7 @@ from typing import Any
 
 from benchmarks.accuracy import drawn_people, records
 from benchmarks.accuracy.divergence import Divergence
-from benchmarks.accuracy.runs import ABLATIONS, OURS, THEIRS, Experiment, Run, python
+from benchmarks.accuracy.runs import ABLATIONS, OURS, THEIRS, VARIANTS, Experiment, Run, python
 from benchmarks.paths import ROOT
 from isnet_jax.runtime.console import say
 
@@ -116,7 +118,7 @@ def smoke() -> None:
     say(f"loss of the first step: isnet_jax {first[0]:.6f}, PyTorch {first[1]:.6f}")
 
 
-def main(data: str, source: Path | None, seeds: str, ablation: bool, runs: Path, jobs: int) -> None:
+def main(data: str, source: Path | None, seeds: str, ablation: bool, variants: bool, runs: Path, jobs: int) -> None:
     """Runs the command with the flags of the usage."""
     folder = runs.resolve() / data
     if data == "people":
@@ -132,7 +134,8 @@ def main(data: str, source: Path | None, seeds: str, ablation: bool, runs: Path,
     numbers = list(dict.fromkeys(map(int, seeds.split(","))))
     tasks: list[Run | Divergence] = [Run(experiment, kind, seed) for seed in numbers for kind in (OURS, THEIRS)]
     tasks.append(Divergence(experiment, numbers[0]))
-    tasks += [Run(experiment, kind, seed) for seed in numbers for kind in ABLATIONS] * ablation
+    kinds = [*(ABLATIONS if ablation else ()), *(VARIANTS if variants else ())]
+    tasks += [Run(experiment, kind, seed) for seed in numbers for kind in kinds]
     compare(tasks, max(1, jobs), records.FILE)
 
 
@@ -143,6 +146,7 @@ if __name__ == "__main__":
     parser.add_argument("--source", type=Path)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--ablation", action="store_true")
+    parser.add_argument("--variants", action="store_true")
     parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"))
     parser.add_argument("--jobs", type=int, default=1)
     try:

@@ -18,6 +18,21 @@ ABLATIONS = {  # what our network does without
     "semantic-level only": {"model.image_level_context": False},
     "neither": {"model.image_level_context": False, "model.semantic_level_context": False},
 }
+MODERN, FINE_TUNED = "modern recipe", "fine-tuned"
+VARIANTS: dict[str, dict[str, Any]] = {  # other ways to train the same network
+    MODERN: {  # as configs/modern.py
+        "train.optimizer": "adamw",
+        "train.schedule": "cosine",
+        "train.base_lr": 1e-3,
+        "train.min_lr": 1e-6,
+        "train.weight_decay": 0.05,
+        "train.decay_norms_and_biases": False,
+        "train.warmup_steps": 50,
+        "train.ema_decay": 0.99,
+    },
+    FINE_TUNED: {},  # from a network trained on drawn scenes, whose classes are others
+}
+SCENES = "configs/quickstart.py"
 CURVE_STEPS = 10  # averaged into a point of a loss curve
 CHECKPOINT_STEPS = 50
 
@@ -65,7 +80,7 @@ class Run(NamedTuple):
     """A network to train and evaluate."""
 
     experiment: Experiment
-    kind: str  # OURS, THEIRS, or one of ABLATIONS
+    kind: str  # OURS, THEIRS, or one of ABLATIONS or VARIANTS
     seed: int
 
     @property
@@ -90,15 +105,23 @@ class Run(NamedTuple):
 
     def commands(self) -> list[list[str]]:
         """Commands that train the network and evaluate it; each resumes after an interrupt."""
-        flags = self.experiment.flags(self.seed, ABLATIONS.get(self.kind, {}))
+        changes = {**ABLATIONS, **VARIANTS}.get(self.kind, {})
+        pretraining = []
+        if self.kind == FINE_TUNED:
+            scenes = self.experiment.folder / f"scenes-{self.seed}"
+            config = f"--config={SCENES}", f"--config.seed={self.seed}"
+            pretraining = [python("isnet_jax.main", *config, f"--workdir={scenes}")]
+            changes = {"train.pretrained": scenes}
+        flags = self.experiment.flags(self.seed, changes)
         evaluate = python("isnet_jax.evaluate", *flags, f"--output={self.folder / 'evaluation'}")
+        evaluate += ["--ema"] if "train.ema_decay" in changes else []
         if self.kind == THEIRS:
             train = python("benchmarks.accuracy.torch_train", str(self.batches), str(self.folder))
             export = self.experiment.export(self.seed, self.batches)
             return [export, train, [*evaluate, f"--checkpoint={self.folder}/isnet.pth"]]
         every = "--config.run.log_every_steps=1", f"--config.run.checkpoint_every_steps={CHECKPOINT_STEPS}"
         train = python("isnet_jax.main", *flags, f"--workdir={self.folder}", *every)
-        return [train, [*evaluate, f"--checkpoint={self.folder}"]]
+        return [*pretraining, train, [*evaluate, f"--checkpoint={self.folder}"]]
 
     def remaining(self) -> list[list[str]]:
         """The commands that are not known to be done."""
