@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from isnet_jax.models.layers import Array, precision
+from isnet_jax.models.layers import Array, has_symbolic_size, precision
 
 MAX_SCORES = 2**22  # query x key scores held at once, per image
 
@@ -22,6 +22,8 @@ def attention(
     Above `MAX_SCORES` scores an image, queries are processed in blocks, and the backward pass rematerialises the
     scores of each block.
     """
+    if has_symbolic_size(query) or has_symbolic_size(key):  # no number of blocks fits all sizes
+        return _attend(query, key, value, key_bias)
     batch, num_queries, dim = query.shape
     block = max(1, MAX_SCORES // key.shape[1])
     if num_queries <= block:

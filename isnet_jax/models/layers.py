@@ -61,6 +61,11 @@ def apply_mask(x: Shaped[Array, "b h w c"], mask: Mask | None) -> Shaped[Array, 
     return x if mask is None else jnp.where(mask != 0, x, jnp.zeros((), x.dtype))
 
 
+def has_symbolic_size(x: Array) -> bool:
+    """Whether an array has dimensions that are unknown while a program is traced, as in an export for any size."""
+    return any(not isinstance(n, int) for n in x.shape)
+
+
 def masked_mean(x: Float[Array, "b h w c"], mask: Mask | None) -> Float[Array, "b 1 1 c"]:
     """Mean over the pixels of the mask, accumulated in float32 or wider."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
@@ -220,13 +225,15 @@ class Conv(nn.Module):
         in_features = x.shape[-1] // self.groups + extra
         init = uniform_fan_in(k * k * in_features)
         kernel = self.param("kernel", init, (k, k, in_features, self.features))
-        if k == 1:  # a matrix product is faster than the same convolution on every backend
+        symbolic = has_symbolic_size(x)  # then only convolutions agree on how they round
+        if k == 1 and not (symbolic and self.stride > 1):  # a product of matrices is faster, on every backend
             y = matmul(x[:, :: self.stride, :: self.stride], kernel[0, 0, extra:])
             if image_vector is not None:
                 y = y + matmul(image_vector, kernel[0, 0, :extra])
         else:
             stride, padding = self.stride, ((self.dilation * (k // 2),) * 2,) * 2
-            if (k, stride, self.dilation, self.groups) == (3, 2, 1, 1) and x.shape[-1] <= FEW_CHANNELS:
+            few = x.shape[-1] <= FEW_CHANNELS and not symbolic
+            if (k, stride, self.dilation, self.groups) == (3, 2, 1, 1) and few:
                 x, kernel = _as_2x2(x, kernel)
                 stride, padding = 1, ((1, 0), (1, 0))
             y = convolve(jnp.asarray(x), kernel, _Window(stride, padding, self.dilation, self.groups))
@@ -309,7 +316,8 @@ def avg_pool_3x3(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
 
 def avg_pool_2x2(x: Float[Array, "b h w c"], mask: Mask | None) -> Float[Array, "b h2 w2 c"]:
     """2x2/2 mean in ceil mode that counts no padding (ResNeSt and ResNet-D, on the shortcut)."""
-    padding = ((0, x.shape[1] % 2), (0, x.shape[2] % 2))
+    # One row too many is no window; a size that is unknown while the program is traced has no parity.
+    padding = [(0, n % 2 if isinstance(n, int) else 1) for n in x.shape[1:3]]
     valid = jnp.ones((1, *x.shape[1:3], 1), x.dtype) if mask is None else mask.astype(x.dtype)
     return _window_sum(x, 2, padding) / jnp.maximum(_window_sum(valid, 2, padding), 1)
 
