@@ -16,9 +16,10 @@ from PIL import Image
 from isnet_jax.datasets import decoding
 from isnet_jax.errors import UserError, printable, translating_disk_and_memory_errors
 from isnet_jax.evaluation import pictures, prediction_inputs
+from isnet_jax.evaluation.exported import ExportedPredictor
 from isnet_jax.evaluation.predictor import Predictor, Source
 from isnet_jax.evaluation.segmenter import load
-from isnet_jax.runtime import files, sharding
+from isnet_jax.runtime import files
 from isnet_jax.runtime.console import say
 from isnet_jax.runtime.threads import map_in_order
 
@@ -60,7 +61,7 @@ def predict_images(
         )
     predictor = segmenter.predictor(tta)
     say(
-        f"{model.description}, {model.num_classes} classes, {sharding.describe(predictor.mesh)}, "
+        f"{model.description}, {model.num_classes} classes, {predictor.where}, "
         f"{len(images)} image{'s' if len(images) > 1 else ''}"
     )
     with translating_disk_and_memory_errors(f"The prediction into {output}", "--output", RESUME_HINT, MEMORY_ADVICE):
@@ -108,7 +109,7 @@ def _write(
 
 
 def predict_files(
-    predictor: Predictor,
+    predictor: Predictor | ExportedPredictor,
     images: Mapping[Path, Path],
     root: Path,
     palette: Sequence[Sequence[int]],

@@ -76,21 +76,26 @@ def recorded_config(directory: str | Path) -> ConfigDict:
     UserError if there is no valid config.
     """
 
+    return parse_config(read_config(directory), f"{directory}/{CONFIG_FILE}")
+
+
+def parse_config(recorded: Mapping[str, Any], path: str) -> ConfigDict:
+    """The config in a JSON file at `path`, as `recorded_config` reads it; raises UserError unless it is valid."""
+
     def with_tuples(value):  # JSON has no tuples
         if isinstance(value, dict):
             return {name: with_tuples(x) for name, x in value.items()}
         return tuple(map(with_tuples, value)) if isinstance(value, list) else value
 
-    recorded = configs.upgrade(read_config(directory))
+    upgraded = configs.upgrade(recorded)
     try:
-        config = configs.default(recorded["model"]["backbone"])
+        config = configs.default(upgraded["model"]["backbone"])
         with config.unlocked():  # additional facts, such as train_examples, do no harm
-            config.update(with_tuples(recorded))
+            config.update(with_tuples(upgraded))
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{directory}/{CONFIG_FILE} does not hold a config of isnet_jax ({reason}); give "
-            "the config as --config=FILE."
+            f"{path} does not hold a config of isnet_jax ({reason}); give the config as --config=FILE."
         ) from None
     configs.check(config)
     return config
@@ -123,6 +128,7 @@ class Predictor:
         compiler.enable_cache()
         self._test = config.test
         self.mesh: Mesh = sharding.make_mesh()
+        self.where = sharding.describe(self.mesh)
         use_one_opencv_thread()
         self._variables = jax.device_put(variables, sharding.replicated(self.mesh))
         self._shapes = KnownShapes(config.test.max_shape_buckets)
@@ -131,10 +137,7 @@ class Predictor:
             maps = inference.score_maps(
                 model, variables, normalize(batch["image"]), valid_size=batch["image_size"], **settings
             )
-            if output == CLASSES:
-                return inference.predict_classes(maps, output_shape, batch["output_size"])
-            top = output or None
-            return inference.predict_probabilities(maps, output_shape, batch["output_size"], settings["average"], top)
+            return reduce_maps(maps, output_shape, batch["output_size"], output, settings["average"])
 
         self._step = jax.jit(
             step,
@@ -202,6 +205,15 @@ class Predictor:
             while part := list(itertools.islice(rows, batch_size)):
                 batch = _pad(part, batch_size, (height, width))
                 yield [(index, image) for index, image, _ in part], batch, (output_height, output_width)
+
+
+def reduce_maps(
+    maps: Sequence[inference.ScoreMap], output_shape: tuple[int, int], output_size: Any, output: int, average: str
+) -> Any:
+    """What a Predictor returns for the maps: classes, probabilities, or the most probable classes, by `output`."""
+    if output == CLASSES:
+        return inference.predict_classes(maps, output_shape, output_size)
+    return inference.predict_probabilities(maps, output_shape, output_size, average, output or None)
 
 
 class KnownShapes:

@@ -16,7 +16,8 @@ from isnet_jax import cli
 from isnet_jax.config import inference_settings
 from isnet_jax.datasets import decoding, tables
 from isnet_jax.errors import UserError, first_line
-from isnet_jax.evaluation import pictures, predictor
+from isnet_jax.evaluation import exported, pictures, predictor
+from isnet_jax.evaluation.exported import ExportedPredictor
 from isnet_jax.evaluation.predictor import CLASSES, PROBABILITIES, Predictor, Source
 from isnet_jax.models.isnet import ISNet
 
@@ -29,11 +30,20 @@ def load(
 ) -> "Segmenter":
     """The network of a checkpoint, ready to predict.
 
-    checkpoint: the directory of a run or of isnet_jax.convert, or an official file. config: for files, which do not say
-    how the network is built and tested: a ConfigDict, or FILE[:BACKBONE] as on the command line. ema: the moving
-    averages of a run's weights; best: those of its best checkpoint. Raises UserError if the checkpoint cannot be read,
-    is of another network, or needs a config.
+    checkpoint: the directory of a run or of isnet_jax.convert, an official file, or one that isnet_jax.export wrote
+    (.onnx or .stablehlo, which take no config, ema or best). config: for official files, which do not say how the
+    network is built and tested: a ConfigDict, or FILE[:BACKBONE] as on the command line. ema: the moving averages of a
+    run's weights; best: those of its best checkpoint. Raises UserError if the checkpoint cannot be read, is of another
+    network, or needs a config.
     """
+    if exported.is_export(checkpoint):
+        given = [f for f, on in (("--config", config is not None), ("--ema", ema), ("--best", best)) if on]
+        if given:
+            raise UserError(
+                f"{os.fspath(checkpoint)} is an exported network, with its config and weights in it: leave out "
+                f"{given[0]}, or give it to isnet_jax.export."
+            )
+        return ExportedSegmenter(*exported.load(checkpoint))
     config = cli.load_config(config) if isinstance(config, str) else config
     return Segmenter(*predictor.load(os.fspath(checkpoint), config, ema, best))
 
@@ -93,7 +103,7 @@ class Segmenter:
             raise UserError(f"The mask is {mask.shape}, but the image {pixels.shape[:2]} (height, width).")
         return pictures.overlay(pixels, mask, self.palette)
 
-    def predictor(self, tta: bool = False) -> Predictor:
+    def predictor(self, tta: bool = False) -> Predictor | ExportedPredictor:
         """What predicts in batches, for many images; made once."""
         with self._lock:
             if tta not in self._predictors:
@@ -110,6 +120,21 @@ class Segmenter:
         for index, _, result in self.predictor(tta)(sources, fail, output) if sources else ():
             results[index] = result
         return results
+
+
+class ExportedSegmenter(Segmenter):
+    """A Segmenter whose network is an exported file."""
+
+    def __init__(self, config: ConfigDict, model: ISNet, predictor: ExportedPredictor):
+        """model: of `config`, for its description; predictor: what runs the file."""
+        super().__init__(config, model, {})
+        self._exported = predictor
+
+    def predictor(self, tta: bool = False) -> ExportedPredictor:
+        """What predicts; raises UserError for `tta`."""
+        if tta:
+            raise UserError("An exported network predicts at a single scale: leave out --tta, or give the checkpoint.")
+        return self._exported
 
 
 def source(image: ImageLike) -> Source:

@@ -1,0 +1,231 @@
+"""Exports the network of a checkpoint: one file that other runtimes run, described by a JSON file beside it."""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from isnet_jax.errors import UserError, translating_disk_and_memory_errors
+from isnet_jax.evaluation import predictor
+from isnet_jax.evaluation.exported import description_path
+from isnet_jax.exports import formats
+from isnet_jax.exports.program import IMAGE, OUTPUTS, SCORE_MAP, Program, image_spec, make_program
+from isnet_jax.input.photometry import MEAN, STD
+from isnet_jax.models.isnet import ISNet
+from isnet_jax.runtime import compiler, files
+from isnet_jax.runtime.console import say
+
+DTYPES = "float32", "bfloat16"
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2}  # of the scores' standard deviation
+SIZES = (160, 224), (161, 95), (64, 203)  # of the images that an export of any size is compared on
+LIBRARIES = "isnet_jax", "jax", "flax", "numpy", "onnx", "onnxruntime", "tensorflow", "tensorflow-cpu"
+
+
+def export_checkpoint(
+    checkpoint: str,
+    output: str,
+    kind: str,
+    *,
+    size: tuple[int, int] | None = None,
+    scores: str = "argmax",
+    dtype: str | None = None,
+    config: ConfigDict | None = None,
+    ema: bool = False,
+) -> None:
+    """Writes the network of a checkpoint in a format, compares the file with the network, and describes it in JSON.
+
+    checkpoint, config and ema as in `predictor.load`; output: the file, or for a SavedModel the directory; kind: a key
+    of formats.SUFFIXES; size: (height, width) of the only image size, or None for any; scores: a key of OUTPUTS; dtype:
+    one of DTYPES, of the activations, by default the config's, or float32 for ONNX. Raises UserError for anything the
+    user can correct, and if the file does not compute what the network does; there is then no file.
+    """
+    path = Path(output)
+    _check_output(path, kind)
+    config, model, variables = predictor.load(checkpoint, config, ema)
+    model = model.clone(dtype=_choose_dtype(dtype, model, kind), remat=False)
+    program, image = make_program(model, variables, scores), image_spec(size)
+    facts = _facts(config, model, kind, size, scores, image, jax.eval_shape(program, image))
+    facts["checkpoint"] = {"path": str(Path(checkpoint).resolve()), "ema": ema}
+    say(f"{model.description}, {model.num_classes} classes, {model.dtype}: {kind}, {_describe_size(size)}")
+    compiler.enable_cache()
+    retry = "from the start"
+    with translating_disk_and_memory_errors(f"The export to {output}", "--output", retry, "choose a smaller --size"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _replacing(path, kind) as partial:
+            formats.write(kind, partial, program, image, _onnx_metadata(facts))
+            facts["compared"] = _compare(formats.open_to_run(kind, partial), program, model, size, scores, output)
+            if partial.is_file():
+                facts["sha256"] = hashlib.sha256(partial.read_bytes()).hexdigest()
+        files.atomic_write_text(description_path(path), json.dumps(facts, indent=1) + "\n")
+    say(f"{_megabytes(path):.1f} MB: {output}; described in {description_path(path)}")
+
+
+def _check_output(path: Path, kind: str) -> None:
+    suffix = formats.SUFFIXES[kind]
+    if suffix and path.suffix != suffix:
+        raise UserError(f"--output={path} must end in {suffix}, by which predict knows the format {kind}.")
+    if not suffix and path.exists():
+        raise UserError(f"--output={path} exists; a SavedModel is a directory: choose a new name, or remove that one.")
+    if not suffix and path.suffix in formats.SUFFIXES.values() and path.suffix:
+        raise UserError(f"--output={path} has the suffix of another format; a SavedModel is a directory: leave it out.")
+    if path.is_dir():
+        raise UserError(f"--output={path} is a directory; give a file that ends in {suffix}.")
+
+
+def _choose_dtype(dtype: str | None, model: ISNet, kind: str) -> str:
+    chosen = dtype or ("float32" if kind == "onnx" else model.dtype)
+    if chosen not in DTYPES:
+        raise UserError(f"The network computes in {chosen}, which no export does: add --dtype=float32.")
+    if kind == "onnx" and chosen != "float32":
+        raise UserError(
+            f"--dtype={chosen} is not for --format=onnx, since onnxruntime has no convolution of that dtype on CPUs: "
+            "leave it out, or choose stablehlo or savedmodel."
+        )
+    return chosen
+
+
+@contextlib.contextmanager
+def _replacing(path: Path, kind: str) -> Iterator[Path]:
+    """Yields a temporary path that becomes `path` at the end, and is removed if anything fails."""
+    if formats.SUFFIXES[kind]:
+        with files.atomic_write(path) as partial:
+            yield partial
+        return
+    partial = path.with_name(f"{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _facts(
+    config: ConfigDict,
+    model: ISNet,
+    kind: str,
+    size: tuple[int, int] | None,
+    scores: str,
+    image: jax.ShapeDtypeStruct,
+    outputs: Mapping[str, jax.ShapeDtypeStruct],
+) -> dict[str, Any]:
+    """What the JSON file says: how to prepare an image, what comes out, and where the network is from."""
+    names, palette = predictor.class_table(config)
+    return {
+        "format": kind,
+        "input": {"name": IMAGE, **_array_facts(image), "meaning": "RGB, 0 to 255; normalisation is inside"},
+        "resize": _resize_facts(config, size),
+        "normalisation": {"mean": MEAN, "std": STD},
+        "outputs": [{"name": name, **_array_facts(outputs[name])} for name in (OUTPUTS[scores], SCORE_MAP)],
+        "scores": scores,
+        "score_map_stride": model.output_stride,
+        "dtype": model.dtype,
+        "classes": names,
+        "palette": palette,
+        "config": config.to_dict(),
+        "versions": _versions(),
+    }
+
+
+def _array_facts(array: Any) -> dict[str, Any]:
+    return {"dtype": str(array.dtype), "shape": [n if isinstance(n, int) else str(n) for n in array.shape]}
+
+
+def _resize_facts(config: ConfigDict, size: tuple[int, int] | None) -> dict[str, Any]:
+    """How photographs become inputs, in words and numbers."""
+    test = config.test
+    if size:
+        rule = f"to height {size[0]} and width {size[1]}"
+    elif not test.resize:
+        rule = "not at all"
+    elif test.keep_ratio:
+        rule = (
+            "by min(long / longer side, short / shorter side), with sides rounded to the nearest whole number"
+        )
+    else:
+        rule = "the longer side to `long`, the other to `short`"
+    return {
+        "rule": rule,
+        "interpolation": "bilinear, as cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR) of uint8",
+        "size": size,
+        "long_short": list(test.resize) if not size else None,
+        "keep_ratio": test.keep_ratio if not size else None,
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def _onnx_metadata(facts: Mapping[str, Any]) -> dict[str, str]:
+    return {name: json.dumps(facts[name]) for name in ("classes", "palette", "resize", "scores")}
+
+
+def _compare(
+    run: formats.Run, program: Program, model: ISNet, size: tuple[int, int] | None, scores: str, output: str
+) -> dict[str, Any]:
+    """Compares a file with the network on three images, and says how far they are apart.
+
+    Raises UserError if that is further than rounding explains.
+    """
+    reference, result = jax.jit(program), OUTPUTS[scores]
+    largest, deviation, differing, pixels = 0.0, 0.0, 0, 0
+    for seed, shape in enumerate([size] * 3 if size else SIZES):
+        image = _test_image(*shape, seed)
+        expected = {name: np.asarray(array) for name, array in reference(image).items()}
+        found = dict(zip((result, SCORE_MAP), run(image, (result, SCORE_MAP))))
+        for name, array in expected.items():
+            if found[name].shape != array.shape or found[name].dtype != array.dtype:
+                raise UserError(f"{output} gives {name} as {found[name].dtype} {found[name].shape}, not {array.shape}.")
+        largest = max(largest, float(np.abs(found[SCORE_MAP] - expected[SCORE_MAP]).max()))
+        deviation = max(deviation, float(expected[SCORE_MAP].std()))
+        classes = [x[result] if scores == "argmax" else x[result].argmax(-1) for x in (found, expected)]
+        differing, pixels = differing + int((classes[0] != classes[1]).sum()), pixels + classes[0].size
+    say(
+        f"compared with the network on 3 images: scores differ by at most {largest:.2g} (their standard deviation is "
+        f"{deviation:.2g}), and the class at {differing} of {pixels} pixels"
+    )
+    tolerance = TOLERANCE[model.dtype]
+    if not largest <= tolerance * deviation or differing > tolerance * pixels:
+        raise UserError(
+            f"{output} does not compute what the network does: scores differ by {largest:.2g}, more than rounding "
+            f"explains ({tolerance:g} of their standard deviation). It was removed. Please report this, with the "
+            "versions of jax and of the format's library; another --format may work."
+        )
+    return {
+        "images": 3,
+        "largest_difference_of_scores": largest,
+        "standard_deviation_of_scores": deviation,
+        "differing_pixels": differing,
+        "pixels": pixels,
+    }
+
+
+def _test_image(height: int, width: int, seed: int) -> np.ndarray:
+    """Smooth shapes with fine noise, uint8 (1, height, width, 3)."""
+    rng = np.random.default_rng(seed)
+    coarse = cv2.resize(rng.random((6, 8, 3)), (width, height), interpolation=cv2.INTER_CUBIC)
+    return np.clip(255 * coarse + rng.normal(0, 8, coarse.shape), 0, 255).astype(np.uint8)[None]
+
+
+def _describe_size(size: tuple[int, int] | None) -> str:
+    return f"images of {size[0]}x{size[1]}" if size else "any number of images of any size"
+
+
+def _megabytes(path: Path) -> float:
+    parts = path.rglob("*") if path.is_dir() else [path]
+    return sum(part.stat().st_size for part in parts if part.is_file()) / 1e6
