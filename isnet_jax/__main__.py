@@ -9,6 +9,7 @@ usage: isnet COMMAND [ARGUMENTS ...]       isnet COMMAND --help
   browse         the batches of a run, as the network will see them
   summary        blocks, parameters, FLOPs and memory of a network, and the length of a run
   convert        official .pth files to checkpoints, and back
+  export         a checkpoint as a file for other runtimes: StableHLO, ONNX, SavedModel
   compare        evaluations side by side
   report         an evaluation as a page to look at
   compile-check  whether a recipe fits a TPU, and what it costs there

@@ -16,22 +16,15 @@ from paths import ROOT
 
 PACKAGE = ROOT / "isnet_jax"
 COMMANDS = (
-    "main",
-    "evaluate",
-    "predict",
-    "prepare",
-    "convert",
-    "compare",
-    "report",
-    "compile_check",
-    "browse",
-    "summary",
+    *("main", "evaluate", "predict", "prepare", "convert", "export"),
+    *("compare", "report", "compile_check", "browse", "summary"),
 )
 FLOORS = (  # from the top; a room imports from itself and from lower floors
     ("isnet_jax",),  # the public names, which load on first use
     COMMANDS,
     ("training",),
     ("evaluation",),
+    ("exports",),
     ("annotations", "checkpoints", "input", "cli"),
     ("datasets", "config"),
     ("models", "runtime"),
@@ -39,10 +32,19 @@ FLOORS = (  # from the top; a room imports from itself and from lower floors
 )
 MAX_ROOT_MODULES, MAX_LINES = 16, 400
 WITHOUT_TENSORFLOW = (
-    *("models", "checkpoints", "runtime", "training.step", "training.optimizer", "annotations"),
+    *("models", "checkpoints", "exports", "runtime", "training.step", "training.optimizer", "annotations"),
     *(
         f"evaluation.{name}"
-        for name in ("inference", "metrics", "loop", "predictor", "prediction_files", "comparison", "results")
+        for name in (
+            "inference",
+            "metrics",
+            "loop",
+            "predictor",
+            "prediction_files",
+            "exporting",
+            "comparison",
+            "results",
+        )
     ),
     *(f"input.{name}" for name in ("photometry", "buckets", "decoding", "resizing", "records")),
 )

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -44,6 +45,8 @@ def load(path: str | os.PathLike) -> tuple[ConfigDict, ISNet, "ExportedPredictor
     path = Path(path)
     kind = KINDS[path.suffix]
     described = description_path(path)
+    if not path.is_file():
+        raise UserError(f"--checkpoint={path} does not exist; give a file that isnet_jax.export wrote.")
     try:
         facts = files.read_json(described)
         size = _check(facts, kind)
@@ -82,9 +85,7 @@ def _check(facts: Any, kind: str) -> tuple[int, int] | None:
 class ExportedPredictor:
     """Predicts images of mixed sizes one after the other, as `Predictor` does in batches."""
 
-    def __init__(
-        self, config: ConfigDict, model: ISNet, run: formats.Run, size: tuple[int, int] | None, where: str
-    ):
+    def __init__(self, config: ConfigDict, model: ISNet, run: formats.Run, size: tuple[int, int] | None, where: str):
         """size: (height, width) of the only input that `run` takes, or None; where: what runs it, in words."""
         self.where = where
         self._run, self._size, self._test, self._model = run, size, config.test, model
@@ -104,7 +105,7 @@ class ExportedPredictor:
                 on_failure(error)
                 return index, None, None
 
-        ahead = map_in_order(read, range(len(sources)), lambda index: np.prod(sources[index].size), AHEAD_PIXELS)
+        ahead = map_in_order(read, range(len(sources)), lambda index: math.prod(sources[index].size), AHEAD_PIXELS)
         for index, image, resized in ahead:
             if image is not None:
                 yield index, image, self._predict(resized, image.shape[:2], output)

@@ -127,8 +127,8 @@ def _facts(
         "resize": _resize_facts(config, size),
         "normalisation": {"mean": MEAN, "std": STD},
         "outputs": [{"name": name, **_array_facts(outputs[name])} for name in (OUTPUTS[scores], SCORE_MAP)],
+        "score_map": f"logits at stride {model.output_stride}: ceil(height / stride) x ceil(width / stride)",
         "scores": scores,
-        "score_map_stride": model.output_stride,
         "dtype": model.dtype,
         "classes": names,
         "palette": palette,
@@ -138,7 +138,8 @@ def _facts(
 
 
 def _array_facts(array: Any) -> dict[str, Any]:
-    return {"dtype": str(array.dtype), "shape": [n if isinstance(n, int) else str(n) for n in array.shape]}
+    shape = [n if isinstance(n, int) else str(n) for n in array.shape]
+    return {"dtype": str(array.dtype), "shape": shape}
 
 
 def _resize_facts(config: ConfigDict, size: tuple[int, int] | None) -> dict[str, Any]:
@@ -149,9 +150,7 @@ def _resize_facts(config: ConfigDict, size: tuple[int, int] | None) -> dict[str,
     elif not test.resize:
         rule = "not at all"
     elif test.keep_ratio:
-        rule = (
-            "by min(long / longer side, short / shorter side), with sides rounded to the nearest whole number"
-        )
+        rule = "by min(long / longer side, short / shorter side), with sides rounded to the nearest whole number"
     else:
         rule = "the longer side to `long`, the other to `short`"
     return {

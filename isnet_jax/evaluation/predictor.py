@@ -75,7 +75,6 @@ def recorded_config(directory: str | Path) -> ConfigDict:
     Fields that earlier versions recorded under other names are renamed, and those that are gone are dropped. Raises
     UserError if there is no valid config.
     """
-
     return parse_config(read_config(directory), f"{directory}/{CONFIG_FILE}")
 
 

@@ -1,6 +1,7 @@
 """Programs as files: written, and opened to run. StableHLO (jax.export), ONNX and TensorFlow's SavedModel.
 
-Files may be untrusted. They are programs of arithmetic: nothing is unpickled, and no file that they name is read.
+They are programs of arithmetic: nothing is unpickled, and no file that they name is read. Whatever the bytes of an ONNX
+file, it is opened or refused; XLA's reader of StableHLO may crash on bytes that were forged to harm it.
 """
 
 import importlib
@@ -98,8 +99,8 @@ def _open_onnx(path: Path) -> Run:
     options.log_severity_level = 3  # errors alone
     known = onnxruntime.get_available_providers()
     providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in known]
-    # From bytes: then a file cannot refer to others for its constants.
-    session = onnxruntime.InferenceSession(read_bytes(path), options, providers=providers)
+    # From bytes, which cannot refer to other files for constants; its fall-back prints, and tries the same again.
+    session = onnxruntime.InferenceSession(read_bytes(path), options, providers=providers, enable_fallback=False)
     return lambda image, names: session.run(list(names), {IMAGE: image})
 
 

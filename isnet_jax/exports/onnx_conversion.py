@@ -70,11 +70,11 @@ def _convert_equation(graph: Graph, eqn: Any, operands: list[Tensor]) -> list[Te
     if body := next((eqn.params[key] for key in BODY if key in eqn.params), None):
         is_closed = hasattr(body, "consts")
         return _convert(graph, body.jaxpr if is_closed else body, body.consts if is_closed else [], operands)
-    if name not in LAZY and all(x.known is not None for x in operands) and all(
-        is_static(v.aval.shape) for v in (*eqn.invars, *eqn.outvars)
-    ):
-        known = [np.broadcast_to(x.known, v.aval.shape) for x, v in zip(operands, eqn.invars)]
-        results = eqn.primitive.bind(*known, **eqn.params)
+    known = [x.known for x in operands if x.known is not None]
+    static = all(is_static(v.aval.shape) for v in (*eqn.invars, *eqn.outvars))
+    if name not in LAZY and len(known) == len(operands) and static:
+        arguments = [np.broadcast_to(array, v.aval.shape) for array, v in zip(known, eqn.invars)]
+        results = eqn.primitive.bind(*arguments, **eqn.params)
         return [_constant(result) for result in (results if eqn.primitive.multiple_results else [results])]
     if name not in OPERATIONS:
         raise NotImplementedError(f"the operation {name}")
@@ -91,9 +91,7 @@ def _unroll(graph: Graph, eqn: Any, operands: list[Tensor]) -> list[Tensor]:
     num_consts, num_carry, body = eqn.params["num_consts"], eqn.params["num_carry"], eqn.params["jaxpr"]
     consts, carry = operands[:num_consts], operands[num_consts : num_consts + num_carry]
     rows: list[list[Tensor]] = []
-    sequences = [
-        graph.full(x, v.aval.shape) for x, v in zip(operands, eqn.invars)
-    ][num_consts + num_carry :]
+    sequences = [graph.full(x, v.aval.shape) for x, v in zip(operands, eqn.invars)][num_consts + num_carry :]
     for i in range(eqn.params["length"]):
         index = graph.constant(i, np.int64)
         slices = [Tensor(x.shape[1:], name=graph.add("Gather", graph.name(x), index, axis=0)) for x in sequences]

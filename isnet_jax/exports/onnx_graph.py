@@ -19,7 +19,7 @@ JAX, ONNX = "bhwc", "bchw"
 TO_ONNX, TO_JAX = (0, 3, 1, 2), (0, 2, 3, 1)
 
 Size = Any  # an int, or a symbolic dimension of JAX
-Shape = tuple[Size, ...]
+Shape = Sequence[Size]
 
 
 class Affine:
@@ -42,6 +42,8 @@ class Affine:
 
 class Tensor:
     """A value: known already, or computed by the graph. A size of 1 may stand for any: broadcasting is left to ONNX."""
+
+    shape: tuple[Size, ...]
 
     def __init__(
         self,
@@ -80,7 +82,7 @@ class Graph:
     def constant(self, value: Any, dtype: Any = None) -> str:
         """The name of a constant; equal ones are stored once."""
         array = np.asarray(value, dtype, order="C")
-        key = array.dtype.str, array.shape, hashlib.sha256(array).digest()
+        key = array.dtype.str, array.shape, hashlib.sha256(array.tobytes()).digest()
         if key not in self._constants:
             self._constants[key] = f"constant_{len(self._constants)}", array
         return self._constants[key][0]
@@ -141,9 +143,7 @@ class Graph:
                 return self.add(functions[name], *(self.size(ast.unparse(argument)) for argument in arguments))
         raise NotImplementedError(f"a size of {ast.unparse(node)}")
 
-    def model(
-        self, inputs: dict[str, Any], outputs: dict[str, Any], metadata: dict[str, str]
-    ) -> onnx.ModelProto:
+    def model(self, inputs: dict[str, Any], outputs: dict[str, Any], metadata: dict[str, str]) -> onnx.ModelProto:
         """The model; inputs and outputs are {name: abstract value of JAX}. Raises ValueError if it is too large."""
         for affine in self.affine:
             kernel, bias = (self.constant(x, np.float32) for x in (affine.kernel, affine.bias))

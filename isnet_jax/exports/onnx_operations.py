@@ -136,13 +136,18 @@ def transpose(graph: Graph, eqn: Any, x: Tensor) -> Tensor:
     return Tensor([x.shape[i] for i in order], name=graph.add("Transpose", graph.name(x), perm=order))
 
 
+def axis_in(layout: str, axis: int) -> int:
+    """The position of one of JAX's axes in a layout; only images have another one."""
+    return axis if layout == JAX else ONNX.index(JAX[axis])
+
+
 def concatenate(graph: Graph, eqn: Any, *operands: Tensor) -> Tensor:
     """Operands side by side, in the layout ONNX if all have it."""
     axis, shape = eqn.params["dimension"], eqn.outvars[0].aval.shape
-    operands = [graph.full(x, v.aval.shape) for x, v in zip(operands, eqn.invars)]
-    layout = ONNX if all(ONNX in x.names for x in operands) else JAX
-    axis = JAX.index(JAX[axis]) if layout == JAX else ONNX.index(JAX[axis])
-    name = graph.add("Concat", *(graph.name(x, layout) for x in operands), axis=axis)
+    parts = [graph.full(x, v.aval.shape) for x, v in zip(operands, eqn.invars)]
+    layout = ONNX if all(ONNX in x.names for x in parts) else JAX
+    axis = axis_in(layout, axis)
+    name = graph.add("Concat", *(graph.name(x, layout) for x in parts), axis=axis)
     return Tensor(shape, name=name, layout=layout)
 
 
@@ -157,17 +162,19 @@ def slice_(graph: Graph, eqn: Any, x: Tensor) -> Tensor:
     if not axes:
         return x
     layout, name = next(iter(x.names.items())) if x.names else (JAX, graph.name(x))
-    at = [(JAX if layout == JAX else ONNX).index(JAX[axis]) if len(x.shape) == 4 else axis for axis in axes]
-    starts, limits = graph.sizes([start[i] for i in axes]), graph.sizes([limit[i] for i in axes])
-    name = graph.add("Slice", name, starts, limits, graph.constant(at, np.int64),
-                     graph.constant([strides[i] for i in axes], np.int64))
+    at = graph.constant([axis_in(layout, axis) for axis in axes], np.int64)
+    steps = graph.constant([strides[axis] for axis in axes], np.int64)
+    starts, limits = (graph.sizes([bounds[axis] for axis in axes]) for bounds in (start, limit))
+    name = graph.add("Slice", name, starts, limits, at, steps)
     return Tensor(eqn.outvars[0].aval.shape, name=name, layout=layout)
 
 
 def pad(graph: Graph, eqn: Any, x: Tensor, value: Tensor) -> Tensor:
     """x with a border of a known value."""
     config = eqn.params["padding_config"]
-    if any(interior or not isinstance(low + high, int | np.integer) or min(low, high) < 0 for low, high, interior in config):
+    if any(
+        interior or not isinstance(low + high, int | np.integer) or min(low, high) < 0 for low, high, interior in config
+    ):
         raise NotImplementedError(f"padding {config}")
     x = graph.full(x, eqn.invars[0].aval.shape)
     if not any(low or high for low, high, _ in config):

@@ -41,6 +41,6 @@ def make_program(model: ISNet, variables: Mapping[str, Any], scores: str) -> Pro
 
 
 def image_spec(size: tuple[int, int] | None) -> jax.ShapeDtypeStruct:
-    """The program's argument: one image of `size` (height, width), or any number of images of any size if it is None."""
+    """The program's argument: one image of `size` (height, width), or any number of any size if it is None."""
     shape = (1, *size, 3) if size else export.symbolic_shape("batch, height, width, 3")
     return jax.ShapeDtypeStruct(shape, jnp.uint8)

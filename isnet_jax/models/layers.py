@@ -11,7 +11,7 @@ its weight in batch norm.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -26,6 +26,7 @@ from isnet_jax.models.batch_norm import EPSILON, normalize_batch
 Array = jax.Array | np.ndarray  # traced or not
 Mask = Shaped[Array, "b _ _ 1"]  # bool, or int: pixels per entry; at the resolution of what it masks
 Sizes = Int[Array, "b 2"]  # (height, width) of each image
+Length = Any  # of an axis: an int, or a symbolic dimension while a program for any size is traced
 
 MOMENTUM = 0.1  # of batch norm, in PyTorch's sense
 FEW_CHANNELS = 4  # of images
@@ -43,7 +44,7 @@ def valid_mask(
 
 
 def masks_by_stride(
-    size: Sizes | None, height: int, width: int, strides: Sequence[int] = (1, 2, 4, 8)
+    size: Sizes | None, height: Length, width: Length, strides: Sequence[int] = (1, 2, 4, 8)
 ) -> tuple[Mapping[int, Sizes | None], Mapping[int, Mask | None]]:
     """Sizes and masks of padded images (B, height, width) at each stride; None throughout if `size` is None.
 
@@ -328,14 +329,14 @@ def avg_pool_2x2_dense(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
 
 
 def interpolation_matrix(
-    out_length: int,
-    in_length: int,
+    out_length: Length,
+    in_length: Length,
     out_size: int | Int[Array, "..."],
     in_size: int | Int[Array, "..."],
     dtype: DTypeLike = jnp.float32,
     scale: float | None = None,
-) -> Float[Array, "... {out_length} {in_length}"]:
-    """Weights of bilinear resizing, align_corners=False, along one axis.
+) -> Float[Array, "... _ _"]:
+    """Weights (..., out_length, in_length) of bilinear resizing, align_corners=False, along one axis.
 
     The first `in_size` of `in_length` samples become the first `out_size` of `out_length`; the sizes may be traced, and
     broadcast.
@@ -351,7 +352,7 @@ def interpolation_matrix(
 
 def resize(
     x: Float[Array, "b h w c"],
-    shape: Sequence[int],
+    shape: Sequence[Length],
     in_size: Sizes | None = None,
     out_size: Sizes | None = None,
     scale: float | None = None,
