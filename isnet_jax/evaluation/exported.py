@@ -19,7 +19,7 @@ from isnet_jax.exports import formats
 from isnet_jax.exports.program import SCORE_MAP
 from isnet_jax.input.resizing import resize, target_size, use_one_opencv_thread
 from isnet_jax.models.isnet import ISNet, create_model
-from isnet_jax.runtime import files, limits
+from isnet_jax.runtime import compiler, files, limits
 from isnet_jax.runtime.threads import map_in_order
 
 KINDS = {suffix: kind for kind, suffix in formats.SUFFIXES.items() if suffix}
@@ -61,6 +61,7 @@ def load(path: str | os.PathLike) -> tuple[ConfigDict, ISNet, "ExportedPredictor
     if hashlib.sha256(formats.read_bytes(path)).hexdigest() != facts["sha256"]:
         raise UserError(f"{path} is not the file that {described} describes, or damaged: export the checkpoint again.")
     model = create_model(config.model)
+    compiler.enable_cache()
     run = formats.open_to_run(kind, path)
     where = RUNTIMES[kind] + (f", every image resized to {size[0]}x{size[1]}" if size else "")
     return config, model, ExportedPredictor(config, model, run, size, where)
