@@ -9,6 +9,7 @@ from readers.checkpoints import Checkpoints, PthLegacy, PthZip, Safetensors
 from readers.configs import CommandLines, RecordedConfigs
 from readers.data_sets import Journals, Matrices, Prepared
 from readers.evaluations import Evaluations, Progress
+from readers.exports import Exports
 from readers.images import DataImages, DataLabels, Photographs, Records
 
 READERS: dict[str, type[Reader]] = {
@@ -32,5 +33,6 @@ READERS: dict[str, type[Reader]] = {
         PthZip,
         PthLegacy,
         Safetensors,
+        Exports,
     )
 }

@@ -48,8 +48,10 @@ QUICK = dict(
     PthZip=500,
     PthLegacy=500,
     Safetensors=500,
+    Exports=300,
 )
-SLOW = {**dict.fromkeys(QUICK, 10_000), "Checkpoints": 1_000, "Prepared": 5_000}  # TFDS keeps every builder it opens
+SLOW = {**dict.fromkeys(QUICK, 10_000), "Checkpoints": 1_000, "Exports": 3_000}
+SLOW["Prepared"] = 5_000  # TFDS keeps every builder it opens
 FORBIDDEN_EVENTS = (
     "subprocess.Popen",
     "os.system",
@@ -191,6 +193,7 @@ def fuzz_in_subprocess(folder: Path, counts: dict[str, int]) -> None:
             "PthLegacy",
             "Safetensors",
         ),
+        ("Exports",),
     ],
     ids="-".join,
 )
