@@ -6,7 +6,7 @@ usage: python -m isnet_jax.export --checkpoint=DIR --format=stablehlo|onnx|saved
 
   --checkpoint  the directory of a training run or of isnet_jax.convert, whose config is used, or an official .pth
   --format      stablehlo: one file for CPUs, CUDA and TPUs, run by jax.export; onnx: run by onnxruntime and others;
-                savedmodel: run by TensorFlow, and TensorFlow Serving
+                savedmodel: run by TensorFlow
   --output      FILE.stablehlo, FILE.onnx, or a new directory for a SavedModel. FILE.json beside it says how images are
                 prepared, what comes out, and the names and colours of the classes
   --size        height x width of the only image size, as in 512x683, or dynamic (default): any number of images of any

@@ -75,8 +75,8 @@ def _translating(function: Callable, path: Path) -> Callable:
             raise
         except Exception as error:
             raise UserError(
-                f"{path} is damaged, or does not fit what its description or this version says "
-                f"({first_line(error)[:300]}): export the checkpoint again."
+                f"{path} cannot be opened or run ({first_line(error)[:300]}). If there is memory enough for its images, "
+                "it is damaged, or of a version that this one cannot read: export the checkpoint again."
             ) from error
 
     return call

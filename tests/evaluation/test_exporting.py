@@ -113,7 +113,7 @@ def test_a_file_that_computes_something_else_is_removed(checkpoint, tmp_path, mo
         return lambda image, names: [run(image, names)[0], run(image, names)[1] * np.float32(1.1)]
 
     monkeypatch.setattr(exporting.formats, "open_to_run", wrong)
-    with pytest.raises(UserError, match="does not compute what the network does"):
+    with pytest.raises(UserError, match="score_map is not what the network computes"):
         export_checkpoint(checkpoint, str(tmp_path / "m.onnx"), "onnx", size=(32, 32))
     assert list(tmp_path.iterdir()) == []
 
