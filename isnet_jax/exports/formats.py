@@ -75,7 +75,7 @@ def _translating(function: Callable, path: Path) -> Callable:
             raise
         except Exception as error:
             raise UserError(
-                f"{path} cannot be opened or run ({first_line(error)[:300]}). If there is memory enough for its images, "
+                f"{path} cannot be opened or run ({first_line(error)[:300]}). If memory suffices for its images, "
                 "it is damaged, or of a version that this one cannot read: export the checkpoint again."
             ) from error
 
