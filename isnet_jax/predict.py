@@ -1,7 +1,7 @@
 """Predicts the class of every pixel of images.
 
-usage: python -m isnet_jax.predict --checkpoint=DIR [--best] [--tta] [--format=FORMAT] --output=DIR IMAGE_OR_FOLDER...
-       python -m isnet_jax.predict --checkpoint=FILE --config=FILE[:BACKBONE] ... --output=DIR IMAGE_OR_FOLDER...
+usage: python -m isnet_jax.predict --checkpoint=DIR [OPTIONS] --output=DIR IMAGE_OR_FOLDER...
+       python -m isnet_jax.predict --checkpoint=FILE --config=FILE[:BACKBONE] [OPTIONS] --output=DIR IMAGE_OR_FOLDER...
 
   --checkpoint  the directory of a training run or of isnet_jax.convert, whose config is used, an official .pth or
                 .safetensors file, a name such as isnet-ade20k-resnet50, which is downloaded once, or an .onnx or
@@ -12,6 +12,9 @@ usage: python -m isnet_jax.predict --checkpoint=DIR [--best] [--tta] [--format=F
   --ema         use the moving averages of a run's weights
   --tta         average over several scales and horizontal flips, as config.test.tta sets them: better, but several
                 times slower
+  --slide       predict windows of config.test.tta.crop_size (by default that of training), moved by its stride
+  --probabilities  write NAME_confidence.png, 255 times the probability of the predicted class, and NAME_scores.npz:
+                the --top=N (5) most probable classes and their probabilities, (H, W, N)
   --format      cityscapes, ade20k or lip: write only NAME.png, in greyscale, with the values that the benchmark's
                 server expects
 
@@ -43,6 +46,9 @@ def _define_flags() -> None:
     flags.DEFINE_boolean("best", False, "use the best checkpoint")
     flags.DEFINE_boolean("ema", False, "use the moving averages")
     flags.DEFINE_boolean("tta", False, "average over scales and flips")
+    flags.DEFINE_boolean("slide", False, "predict windows")
+    flags.DEFINE_boolean("probabilities", False, "write probabilities")
+    flags.DEFINE_integer("top", 5, "classes whose probabilities are written", lower_bound=1)
     flags.DEFINE_enum("format", None, list(FORMATS), "the file format of a benchmark")
 
 
@@ -59,7 +65,9 @@ def _main(config: "ConfigDict | None", flag_values: flags.FlagValues, *inputs: s
         ema=flag_values.ema,
         best=flag_values.best,
         tta=flag_values.tta,
+        slide=flag_values.slide,
         file_format=flag_values.format,
+        top=flag_values.top if flag_values.probabilities else 0,
     )
 
 

@@ -8,20 +8,29 @@ from isnet_jax.config.fields import default
 from isnet_jax.config.recorded import ADDED
 
 
-def inference_settings(config: ConfigDict, tta: bool = False) -> dict[str, Any]:
-    """Keyword arguments of `inference.score_maps`: one scale of the whole image, or as config.test.tta says."""
-    if not tta:
-        return {"average": "logits"}  # the argmax of a single map needs no softmax
+def inference_settings(config: ConfigDict, tta: bool = False, slide: bool = False) -> dict[str, Any]:
+    """Keyword arguments of `inference.score_maps`: one scale of the whole image, or with `tta` as config.test.tta says.
+
+    With `slide`, windows of config.test.tta.crop_size, by default that of training, moved by config.test.tta.stride, by
+    default two thirds of a window.
+    """
     t = config.test.tta
-    return {
-        "mode": t.mode,
-        "crop_size": tuple(t.crop_size),
-        "stride": tuple(t.stride),
-        "scales": tuple(t.scales),
-        "flip": True,
-        "flip_pairs": tuple(config.augment.flip_pairs),
-        "average": t.average,
-    }
+    settings: dict[str, Any] = {"average": "logits"}  # the argmax of a single map needs no softmax
+    if tta:
+        settings = {
+            "mode": t.mode,
+            "crop_size": tuple(t.crop_size),
+            "stride": tuple(t.stride),
+            "scales": tuple(t.scales),
+            "flip": True,
+            "flip_pairs": tuple(config.augment.flip_pairs),
+            "average": t.average,
+        }
+    if slide:
+        crop_size = tuple(t.crop_size or config.augment.crop_size)
+        stride = tuple(min(n, c) for n, c in zip(t.stride or [c * 2 // 3 for c in crop_size], crop_size))
+        settings |= {"mode": "slide", "crop_size": crop_size, "stride": stride}
+    return settings
 
 
 def unofficial_options(config: ConfigDict) -> list[str]:

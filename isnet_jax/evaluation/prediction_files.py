@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tqdm
@@ -17,7 +18,7 @@ from isnet_jax.datasets import decoding
 from isnet_jax.errors import UserError, printable, translating_disk_and_memory_errors
 from isnet_jax.evaluation import pictures, prediction_inputs
 from isnet_jax.evaluation.exported import ExportedPredictor
-from isnet_jax.evaluation.predictor import Predictor, Source
+from isnet_jax.evaluation.predictor import CLASSES, Predictor, Source
 from isnet_jax.evaluation.segmenter import load
 from isnet_jax.runtime import files
 from isnet_jax.runtime.console import say
@@ -42,13 +43,16 @@ def predict_images(
     ema: bool = False,
     best: bool = False,
     tta: bool = False,
+    slide: bool = False,
     file_format: str | None = None,
+    top: int = 0,
 ) -> None:
     """Predicts the images in `inputs`, files and folders, and writes them to the directory `output`.
 
-    checkpoint, config, ema and best as in `predictor.load`; tta: several scales and flips, as config.test.tta sets
-    them; file_format: one of FORMATS, or None for the class indices and an overlay. Raises UserError for anything the
-    user can correct and, at the end, if some images could not be predicted.
+    checkpoint, config, ema and best as in `predictor.load`; tta and slide as in `config.inference_settings`;
+    file_format: one of FORMATS, or None for the class indices and an overlay; top: above 0, the probabilities of that
+    many classes are written, too. Raises UserError for anything the user can correct and, at the end, if some images
+    could not be predicted.
     """
     images, passed_over = prediction_inputs.find_images(inputs)
     prediction_inputs.check_output(output, images, inputs)
@@ -59,13 +63,15 @@ def predict_images(
         raise UserError(
             f"--format={file_format} is for networks of {len(file_values)} classes; this one has {model.num_classes}."
         )
-    predictor = segmenter.predictor(tta)
+    predictor = segmenter.predictor(tta, slide)
     say(
         f"{model.description}, {model.num_classes} classes, {predictor.where}, "
         f"{len(images)} image{'s' if len(images) > 1 else ''}"
     )
     with translating_disk_and_memory_errors(f"The prediction into {output}", "--output", RESUME_HINT, MEMORY_ADVICE):
-        num_failures, pixels = predict_files(predictor, images, output, palette, file_values)
+        num_failures, pixels = predict_files(
+            predictor, images, output, palette, file_values, min(top, model.num_classes)
+        )
     num_predicted = len(images) - num_failures
     if num_predicted:
         shares = pixels / pixels.sum()
@@ -92,19 +98,28 @@ def _write(
     root: Path,
     name: Path,
     image: np.ndarray,
-    prediction: np.ndarray,
+    result: Any,
     palette: Sequence[Sequence[int]],
     file_values: Sequence[int] | None,
 ) -> np.ndarray:
-    """Writes the files of an image; returns the pixels of each class, int64 (256,)."""
-    png, jpg = prediction_inputs.output_paths(root, name)
+    """Writes the files of an image; returns the pixels of each class, int64 (256,).
+
+    result: as `Predictor.__call__` yields it, with or without probabilities.
+    """
+    prediction_path, overlay_path, confidence_path, scores_path = prediction_inputs.output_paths(root, name)
+    prediction = result[0][..., 0] if isinstance(result, tuple) else result
     if file_values:
-        save_image(png, Image.fromarray(np.array(file_values, np.uint8)[prediction]))
+        save_image(prediction_path, Image.fromarray(np.array(file_values, np.uint8)[prediction]))
     else:
         indices = Image.fromarray(prediction)
         indices.putpalette(pictures.colorize(np.arange(256), palette).tobytes())
-        save_image(png, indices)
-        save_image(jpg, Image.fromarray(pictures.overlay(image, prediction, palette)), quality=90)
+        save_image(prediction_path, indices)
+        save_image(overlay_path, Image.fromarray(pictures.overlay(image, prediction, palette)), quality=90)
+    if isinstance(result, tuple):
+        classes, probabilities = result
+        save_image(confidence_path, Image.fromarray(np.rint(255 * probabilities[..., 0]).astype(np.uint8)))
+        with files.atomic_write(scores_path) as partial, partial.open("wb") as file:
+            np.savez_compressed(file, classes=classes, probabilities=probabilities.astype(np.float16))
     return np.bincount(prediction.ravel(), minlength=256)
 
 
@@ -114,10 +129,12 @@ def predict_files(
     root: Path,
     palette: Sequence[Sequence[int]],
     file_values: Sequence[int] | None,
+    top: int = 0,
 ) -> tuple[int, np.ndarray]:
     """Predicts and writes {name: path}; returns the number of failures, and the pixels of each class in the others.
 
-    file_values: the value written for each class, or None for class indices with a palette, and an overlay.
+    file_values: the value written for each class, or None for class indices with a palette, and an overlay; top: the
+    number of classes whose probabilities are written.
     """
     failures: list[UserError] = []
 
@@ -136,8 +153,9 @@ def predict_files(
         concurrent.futures.ThreadPoolExecutor(workers) as pool,
         tqdm.tqdm(total=len(sources), desc="predicting", unit=" images", disable=None) as bar,
     ):
-        for index, image, prediction in predictor(list(sources.values()), on_failure) if sources else ():
-            writing.append(pool.submit(write, names[index], image, prediction))
+        predictions = predictor(list(sources.values()), on_failure, top or CLASSES) if sources else ()
+        for index, image, result in predictions:
+            writing.append(pool.submit(write, names[index], image, result))
             while len(writing) > 2 * workers or writing and writing[0].done():
                 pixels += writing.popleft().result()
                 bar.update()

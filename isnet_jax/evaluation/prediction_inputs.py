@@ -146,6 +146,8 @@ def check_output(output: str | Path, images: Mapping[Path, Path], inputs: Sequen
             )
 
 
-def output_paths(root: Path, name: Path) -> tuple[Path, Path]:
-    """The files written for an image: its prediction, and the overlay."""
-    return root / name.with_name(f"{name.name}.png"), root / name.with_name(f"{name.name}_overlay.jpg")
+def output_paths(root: Path, name: Path) -> tuple[Path, Path, Path, Path]:
+    """The files that may be written for an image: its prediction, the overlay, the confidence and the scores."""
+    endings = ".png", "_overlay.jpg", "_confidence.png", "_scores.npz"
+    prediction, overlay, confidence, scores = (root / name.with_name(name.name + ending) for ending in endings)
+    return prediction, overlay, confidence, scores

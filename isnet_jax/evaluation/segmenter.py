@@ -58,7 +58,7 @@ class Segmenter:
         """variables: {"params", "batch_stats"} of `model`, which is of `config`."""
         self.config, self.model = config, model
         self._variables = variables
-        self._predictors: dict[bool, Predictor] = {}
+        self._predictors: dict[tuple[bool, bool], Predictor] = {}
         self._lock = threading.Lock()
 
     @property
@@ -103,13 +103,13 @@ class Segmenter:
             raise UserError(f"The mask is {mask.shape}, but the image {pixels.shape[:2]} (height, width).")
         return pictures.overlay(pixels, mask, self.palette)
 
-    def predictor(self, tta: bool = False) -> Predictor | ExportedPredictor:
-        """What predicts in batches, for many images; made once."""
+    def predictor(self, tta: bool = False, slide: bool = False) -> Predictor | ExportedPredictor:
+        """What predicts in batches, for many images, as `config.inference_settings` says; made once."""
         with self._lock:
-            if tta not in self._predictors:
-                settings = inference_settings(self.config, tta)
-                self._predictors[tta] = Predictor(self.config, self.model, self._variables, settings)
-            return self._predictors[tta]
+            if (tta, slide) not in self._predictors:
+                settings = inference_settings(self.config, tta, slide)
+                self._predictors[tta, slide] = Predictor(self.config, self.model, self._variables, settings)
+            return self._predictors[tta, slide]
 
     def _run(self, images: Sequence[ImageLike], tta: bool, output: int) -> list[Any]:
         def fail(error: UserError) -> None:
@@ -130,10 +130,13 @@ class ExportedSegmenter(Segmenter):
         super().__init__(config, model, {})
         self._exported = predictor
 
-    def predictor(self, tta: bool = False) -> ExportedPredictor:
-        """What predicts; raises UserError for `tta`."""
-        if tta:
-            raise UserError("An exported network predicts at a single scale: leave out --tta, or give the checkpoint.")
+    def predictor(self, tta: bool = False, slide: bool = False) -> ExportedPredictor:
+        """What predicts; raises UserError for `tta` and `slide`."""
+        if tta or slide:
+            flag = "--tta" if tta else "--slide"
+            raise UserError(
+                f"An exported network predicts whole images at one scale: leave out {flag}, or give the checkpoint."
+            )
         return self._exported
 
 

@@ -14,7 +14,7 @@ import isnet_jax
 from isnet_jax import config as configs
 from isnet_jax.checkpoints.manager import save_variables
 from isnet_jax.errors import UserError
-from isnet_jax.evaluation import inference, predictor
+from isnet_jax.evaluation import inference, prediction_files, predictor
 from isnet_jax.input.photometry import normalize
 from isnet_jax.models.isnet import create_model
 
@@ -28,6 +28,7 @@ def tiny_config():
     c.data.folder.name, c.data.folder.classes, c.data.folder.splits = "x", NAMES, {"train": ("i", "l")}
     c.test.resize, c.test.max_shape_buckets = (), 2
     c.test.tta.scales, c.test.tta.average = (1.0, 0.5), "softmax"
+    c.test.tta.crop_size, c.test.tta.stride = (24, 24), (16, 16)
     return c
 
 
@@ -116,6 +117,34 @@ def test_probabilities_with_tta_sum_to_one(segmenter):
     found = segmenter.probabilities(image, tta=True)
     np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-5)
     np.testing.assert_array_equal(found.argmax(-1), segmenter.predict(image, tta=True))
+
+
+def test_predict_writes_probabilities(segmenter, checkpoint, tmp_path):
+    image = noise(*SIZE)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(image).save(tmp_path / "in/a.png")
+    prediction_files.predict_images([str(tmp_path / "in")], tmp_path / "out", str(checkpoint), top=100)
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"a.png", "a_overlay.jpg", "a_confidence.png", "a_scores.npz"}
+    found, expected = segmenter.probabilities(image), np.load(tmp_path / "out/a_scores.npz")
+    np.testing.assert_array_equal(expected["classes"][..., 0], segmenter.predict(image))
+    sorted_values = np.take_along_axis(found, expected["classes"].astype(int), -1)
+    np.testing.assert_allclose(expected["probabilities"], sorted_values, atol=1e-3)
+    np.testing.assert_allclose(np.asarray(Image.open(tmp_path / "out/a_confidence.png")), 255 * found.max(-1), atol=1)
+
+
+def test_windows_at_a_single_scale(segmenter):
+    image = noise(*SIZE)
+    predict = functools.partial(inference.predict, segmenter.model, output_shape=SIZE, average="logits")
+    windows = {"mode": "slide", "crop_size": (24, 24), "stride": (16, 16)}
+    scores = jax.jit(lambda v: predict(v, normalize(image[None]), **windows))(segmenter._variables)
+    source = predictor.Source(SIZE, lambda: image)
+    [(_, _, mask)] = segmenter.predictor(slide=True)([source], pytest.fail)
+    np.testing.assert_array_equal(mask, np.asarray(scores)[0].argmax(-1))
+    whole = configs.inference_settings(segmenter.config)
+    assert configs.inference_settings(segmenter.config, slide=True) == {**whole, **windows}
+    c = configs.default()
+    assert configs.inference_settings(c, slide=True)["stride"] == (341, 341)  # of windows of 512, as in training
 
 
 def test_classes_colours_and_overlay(segmenter):
