@@ -134,6 +134,46 @@ def _moving_average(old: Array, new: Array, decay: float) -> Array:
     return new if jnp.issubdtype(new.dtype, jnp.integer) else decay * old + (1 - decay) * new
 
 
+def with_fixed_statistics(model: ISNet, config: ConfigDict) -> ISNet:
+    """`model` as it trains under `config`, a config.train, which may fix batch statistics of the backbone."""
+    return model.clone(fixed_statistics=len(STAGES) if config.freeze_batch_norm else config.frozen_stages)
+
+
+def configured_losses(config: ConfigDict, class_weights: Sequence[float] = ()) -> Callable[..., dict[str, Any]]:
+    """`isnet_losses` with the options of `config`, a config.loss; class_weights: (K), instead of those in it."""
+    return partial(
+        isnet_losses,
+        class_weights=tuple(class_weights or config.class_weights),
+        label_smoothing=config.label_smoothing,
+        ohem_threshold=config.ohem_threshold,
+        ohem_min_kept=config.ohem_min_kept,
+        dice_weight=config.dice_weight,
+    )
+
+
+def configured_step(
+    model: ISNet,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    config: ConfigDict,
+    mesh: Mesh | None = None,
+    class_weights: Sequence[float] = (),
+) -> Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, Metrics]]:
+    """`train_step(state, batch)` as `config` sets it, not jitted; class_weights as in `configured_losses`."""
+    return partial(
+        train_step,
+        model=with_fixed_statistics(model, config.train),
+        optimizer=optimizer,
+        schedule=schedule,
+        seed=config.seed,
+        photometric=config.augment.photometric,
+        ema_decay=config.train.ema_decay,
+        frozen_stages=config.train.frozen_stages,
+        losses_of=configured_losses(config.loss, class_weights),
+        mesh=mesh,
+    )
+
+
 def make_train_step(
     model: ISNet,
     optimizer: optax.GradientTransformation,
@@ -143,33 +183,9 @@ def make_train_step(
     state_shardings: TrainState,
     class_weights: Sequence[float] = (),
 ) -> Callable[[TrainState, Mapping[str, Array]], tuple[TrainState, Metrics]]:
-    """`train_step(state, batch)`, jitted over the mesh; the state, sharded as `state_shardings`, is donated.
-
-    class_weights: (K), instead of config.loss.class_weights.
-    """
-    loss, train = config.loss, config.train
-    losses_of = partial(
-        isnet_losses,
-        class_weights=tuple(class_weights or loss.class_weights),
-        label_smoothing=loss.label_smoothing,
-        ohem_threshold=loss.ohem_threshold,
-        ohem_min_kept=loss.ohem_min_kept,
-        dice_weight=loss.dice_weight,
-    )
-    step = partial(
-        train_step,
-        model=model.clone(fixed_statistics=len(STAGES) if train.freeze_batch_norm else train.frozen_stages),
-        optimizer=optimizer,
-        schedule=schedule,
-        seed=config.seed,
-        photometric=config.augment.photometric,
-        ema_decay=train.ema_decay,
-        frozen_stages=train.frozen_stages,
-        losses_of=losses_of,
-        mesh=mesh,
-    )
+    """`configured_step`, jitted over the mesh; the state, sharded as `state_shardings`, is donated."""
     return jax.jit(
-        step,
+        configured_step(model, optimizer, schedule, config, mesh, class_weights),
         donate_argnums=0,
         in_shardings=(state_shardings, sharding.batch_sharding(mesh)),
         out_shardings=(state_shardings, sharding.replicated(mesh)),

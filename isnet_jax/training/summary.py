@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from isnet_jax import config as configs
@@ -21,12 +22,17 @@ from isnet_jax.checkpoints.manager import read_config
 from isnet_jax.errors import UserError
 from isnet_jax.evaluation.results import read_metrics
 from isnet_jax.models.isnet import ISNet, create_model
-from isnet_jax.models.losses import isnet_losses
 from isnet_jax.runtime import roofline
 from isnet_jax.runtime.console import aligned, duration, say
-from isnet_jax.training.optimizer import make_optimizer, make_schedule
+from isnet_jax.training.optimizer import join_frozen, make_optimizer, make_schedule, split_frozen
 from isnet_jax.training.sinks import METRICS_FILE
-from isnet_jax.training.step import TrainState, init_state, train_step
+from isnet_jax.training.step import (
+    TrainState,
+    configured_losses,
+    configured_step,
+    init_state,
+    with_fixed_statistics,
+)
 
 GIB = 2**30
 COMPILED = "on TPUs, XLA needs 0.6 (bfloat16) to 1.0 (float32) times as much"  # the recipes in docs/performance.md
@@ -118,7 +124,7 @@ def table(rows: Sequence[Block]) -> str:
 
 def abstract_state(config: ConfigDict, model: ISNet) -> TrainState:
     """The shapes of the train state."""
-    optimizer = make_optimizer(config.train, make_schedule(config.train, 1))
+    optimizer = make_optimizer(config.train, _some_schedule(config))
     return jax.eval_shape(lambda: init_state(model, optimizer, config.seed, config.train.ema_decay > 0))
 
 
@@ -134,17 +140,14 @@ def abstract_batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
 
 def training_flops(config: ConfigDict, model: ISNet, state: TrainState, batch: Mapping[str, Any]) -> float:
     """FLOPs of a train step on the global batch."""
-    schedule = make_schedule(config.train, 1)
-    step = partial(
-        train_step,
-        model=model,
-        optimizer=make_optimizer(config.train, schedule),
-        schedule=schedule,
-        seed=config.seed,
-        photometric=config.augment.photometric,
-        ema_decay=config.train.ema_decay,
-    )
+    schedule = _some_schedule(config)
+    step = configured_step(model, make_optimizer(config.train, schedule), schedule, config)
     return roofline.count_flops(jax.make_jaxpr(step)(state, batch).jaxpr).model
+
+
+def _some_schedule(config: ConfigDict) -> optax.Schedule:
+    """The schedule of a run that is just long enough for the warm-up: nothing here depends on its length."""
+    return make_schedule(config.train, config.train.warmup_steps + 1)
 
 
 def memory_of_step(
@@ -155,20 +158,22 @@ def memory_of_step(
     Activations are what `jax.vjp` keeps for the backward pass: an upper bound, since XLA fuses operations.
     """
     images = jax.ShapeDtypeStruct(batch["image"].shape, jnp.float32)
-
+    network, losses_of = with_fixed_statistics(model, config.train), configured_losses(config.loss)
+    trained, frozen = split_frozen(state.params, config.train.frozen_stages)
     num_images = config.train.global_batch_size
 
-    def kept(params, batch_stats, images, labels):
-        def loss(params):
-            return isnet_losses(_forward(model, params, batch_stats, images), labels)["total"]
+    def kept(trained, frozen, batch_stats, images, labels):
+        def loss(trained):
+            outputs = _forward(network, join_frozen(trained, frozen), batch_stats, images)
+            return losses_of(outputs, labels)["total"]
 
-        return jax.vjp(loss, params)[1]
+        return jax.vjp(loss, trained)[1]
 
-    residuals = jax.tree.leaves(jax.eval_shape(kept, state.params, state.batch_stats, images, batch["label"]))
+    residuals = jax.tree.leaves(jax.eval_shape(kept, trained, frozen, state.batch_stats, images, batch["label"]))
     activations = [x for x in residuals if x.ndim > 2 and x.shape[0] == num_images]  # the others are parameters
     memory = {
         "parameters and statistics": _bytes(state.variables),
-        "gradients": _bytes(state.params),
+        "gradients": _bytes(trained),
         "optimizer state": _bytes(state.opt_state),
         "moving averages": _bytes(state.ema),
         "images and labels": _bytes(batch) + _bytes(images),
@@ -217,7 +222,9 @@ def logged_speed(config: ConfigDict, workdir: Path, num_examples: int) -> list[f
     if not path.is_file():
         return []
     ours = json.loads(json.dumps(config.to_dict() | {"train_examples": num_examples}))  # tuples become lists
-    if configs.differences(ours, read_config(workdir)):
+    recorded = read_config(workdir)
+    recorded.pop("class_weights", None)  # follow from the data
+    if configs.differences(ours, recorded):
         return []
     rates = [row.get("images_per_second") for row in read_metrics(path)]
     return [float(rate) for rate in rates if isinstance(rate, int | float) and 0 < rate < np.inf]

@@ -51,6 +51,25 @@ def test_memory_is_that_of_the_state_and_grows_with_the_batch(camvid):
     assert memory()["activations of 8 images"] < 0.5 * eight
 
 
+def costs(camvid, **fields):
+    """FLOPs and memory of a step with these fields."""
+    c = small_config(camvid, **fields)
+    model, batch = create_model(c.model), summary.abstract_batch(c)
+    state = summary.abstract_state(c, model)
+    return summary.training_flops(c, model, state, batch), summary.memory_of_step(c, model, state, batch)
+
+
+def test_costs_are_those_of_the_losses_the_optimizer_and_what_trains(camvid):
+    """AdamW keeps two moments; frozen stages have no gradients and keep no activations; Dice resizes twice more."""
+    flops, memory = costs(camvid)
+    frozen_flops, frozen = costs(camvid, **{"train.frozen_stages": 4})
+    assert frozen_flops < 0.8 * flops and frozen["gradients"] < memory["gradients"]
+    assert frozen["optimizer state"] == frozen["gradients"] + 4
+    assert frozen["activations of 8 images"] < 0.8 * memory["activations of 8 images"]
+    more_flops, more = costs(camvid, **{"train.optimizer": "adamw", "train.warmup_steps": 500, "loss.dice_weight": 1.0})
+    assert more_flops > flops and more["optimizer state"] == 2 * memory["gradients"] + 8
+
+
 def summarise(camvid, *more, **fields):
     return run_inside("--config=tests/tiny_camvid.py:resnet18", *overrides(camvid, **fields), *more, module="summary")
 
@@ -60,7 +79,7 @@ def test_summary_tells_steps_and_the_time_that_a_run_supports(camvid, tmp_path):
     assert (code, err) == (0, "") and "backbone/layer1_0" in out and "GiB in total on one device" in out
     assert "6 steps: 3 epochs of 2, from 18 examples" in out
     assert f"no run of this config has logged its speed in {tmp_path}" in out
-    recorded = small_config(camvid).to_dict() | {"train_examples": 18}
+    recorded = small_config(camvid).to_dict() | {"train_examples": 18, "class_weights": [1.0] * 11}
     (tmp_path / "config.json").write_text(json.dumps(recorded))
     rows = [{"step": i, "images_per_second": speed} for i, speed in enumerate((0.1, 0.2, 5.0))] + [{"step": 4}]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
