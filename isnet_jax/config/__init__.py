@@ -2,14 +2,11 @@
 
 from isnet_jax.config.checks import check, split_metric
 from isnet_jax.config.fields import default
-from isnet_jax.config.recorded import ADDED, REMOVED, RENAMED, RESUMABLE_CHANGES, changes, differences, upgrade
+from isnet_jax.config.recorded import RENAMED, changes, differences, upgrade
 from isnet_jax.config.settings import inference_settings, lines, unofficial_options
 
 __all__ = [
-    "ADDED",
-    "REMOVED",
     "RENAMED",
-    "RESUMABLE_CHANGES",
     "changes",
     "check",
     "default",

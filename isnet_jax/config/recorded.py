@@ -6,13 +6,11 @@ from typing import Any
 # Fields that earlier versions recorded under another name, or that are gone.
 RENAMED = {"test.max_programs": "test.max_shape_buckets"}
 REMOVED = ("train.microbatches",)
-ADDED = {  # what earlier versions did
+ADDED = {  # what earlier versions did; fields of RESUMABLE_CHANGES need no entry
     "model.image_level_context": True,
     "model.semantic_level_context": True,
     "data.folder.label_values": [],
     "data.folder.split_seed": 0,
-    "run.wandb": "",
-    "run.mlflow": "",
     "data.folder.exif": True,  # nothing to earlier data: whether images are turned is recorded with them
     "loss": {
         "class_weights": [],

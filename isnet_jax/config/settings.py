@@ -36,14 +36,13 @@ def inference_settings(config: ConfigDict, tta: bool = False, slide: bool = Fals
 def unofficial_options(config: ConfigDict) -> list[str]:
     """Lines "FIELD=VALUE" for the options of loss and optimizer that are on; the official recipes leave all off."""
     off = default()
-    fields = [f"loss.{name}" for name in off.loss]
-    fields += [field for field in ADDED if field.startswith("train.") and field.partition(".")[2] in off.train]
-    values = {}
+    fields = [f"loss.{name}" for name in off.loss] + [field for field in ADDED if field.startswith("train.")]
+    options = []
     for field in fields:
         section, _, name = field.partition(".")
         if config[section][name] != off[section][name]:
-            values[field] = config[section][name]
-    return [f"{field}={value}" for field, value in values.items()]
+            options.append(f"{field}={config[section][name]}")
+    return options
 
 
 def lines(config: ConfigDict) -> list[str]:

@@ -102,6 +102,7 @@ def train_to_the_end(
     """
     workdir, state, first = checkpoints.workdir, trainer.state, int(trainer.state.step)
     evaluated = distributed.broadcast_from_first(has_evaluation(workdir, first))
+    evaluation = None  # of the state, if it was evaluated since the last step
     with interrupts.deferred():
         try:
             for milestone in milestones(config, data.steps_per_epoch, first, evaluated):
@@ -111,15 +112,16 @@ def train_to_the_end(
                 state = trainer.run_until(milestone.step)
                 if milestone.save:
                     checkpoints.save(milestone.step, state)
-                if milestone.evaluate:
-                    evaluate(evaluator, state, data, log, best)
+                evaluation = evaluate(evaluator, state, data, log, best) if milestone.evaluate else None
             last = int(state.step)
-            unlogged = not distributed.broadcast_from_first(has_evaluation(workdir, last))
-            results, rows = evaluate(evaluator, state, data, log if unlogged else None, best)
+            if evaluation is None:
+                unlogged = not distributed.broadcast_from_first(has_evaluation(workdir, last))
+                evaluation = evaluate(evaluator, state, data, log if unlogged else None, best)
         except interrupts.StopRequested:
             save_now(checkpoints, trainer.state)
             raise
         checkpoints.wait()
+        results, rows = evaluation
         if distributed.is_first():
             facts = {"step": last} | ({"best": best.record()} if best else {})
             write_results(workdir, results, data, rows, facts)
@@ -156,13 +158,13 @@ def milestones(config: ConfigDict, steps_per_epoch: int, first: int, evaluated: 
 
 def stops_early(best: BestCheckpoint | None, step: int, total_steps: int) -> bool:
     """Whether config.run.stop_after_evaluations ends the run at `step`; says so."""
-    stops = best is not None and best.is_over(step)
-    if stops and best:
-        say(
-            f"stopped at step {step} of {total_steps}, because {best.metric} has not improved since step {best.step}. "
-            f"To train on, set config.run.stop_after_evaluations above {best.limit}, or to 0."
-        )
-    return stops
+    if best is None or not best.is_over(step):
+        return False
+    say(
+        f"stopped at step {step} of {total_steps}, because {best.metric} has not improved since step {best.step}. "
+        f"To train on, set config.run.stop_after_evaluations above {best.limit}, or to 0."
+    )
+    return True
 
 
 def save_now(checkpoints: Checkpoints, state: TrainState) -> None:

@@ -79,16 +79,17 @@ def test_run_stops_without_improvement_and_stays_stopped(camvid, tmp_path, monke
     script = []  # what the next evaluations score
     monkeypatch.setattr(loop, "make_score", lambda *_: lambda results: script.pop(0) if script else 0.1)
     fields = {"run.best_metric": "miou", "run.eval_every_epochs": 1, "train.epochs": 5}
-    for limit, following, last, says in (
-        (2, [0.5, 0.6, 0.6, 0.4], 8, "stopped at step 8 of 10, because miou has not improved since step 4"),
-        (2, [0.6], 8, "stopped at step 8 of 10"),
-        (3, [0.6], 10, "best miou so far: 60.00 % at step 4"),
+    for limit, following, last, evaluations, says in (
+        (2, [0.5, 0.6, 0.6, 0.4], 8, 4, "stopped at step 8 of 10, because miou has not improved since step 4"),
+        (2, [0.6], 8, 1, "stopped at step 8 of 10"),
+        (3, [0.6], 10, 1, "best miou so far: 60.00 % at step 4"),
     ):
         script[:] = following
         train_and_evaluate(small_config(camvid, **fields, **{"run.stop_after_evaluations": limit}), tmp_path)
         record, out = json.loads((tmp_path / "results.json").read_text()), capsys.readouterr().out
         assert record["step"] == last and record["best"] == {"step": 4, "metric": "miou", "score": 60.0}
-        assert says in out and [row["step"] for row in scores(tmp_path)] == list(range(2, last + 1, 2))
+        assert says in out and out.count("weights on val") == evaluations
+        assert [row["step"] for row in scores(tmp_path)] == list(range(2, last + 1, 2))
     assert "loss" in out and int(weights_at(tmp_path, 10)["['step']"]) == 10
 
 
