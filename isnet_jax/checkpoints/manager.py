@@ -99,13 +99,7 @@ class Checkpoints(CheckpointDirectory):
         `template` is a TrainState of ShapeDtypeStructs with shardings, on any mesh. Every process reads all arrays.
         Raises UserError if no checkpoint is intact, or if they are of another network.
         """
-        paths = checkpoint_paths(self.workdir)
-        newest = int(paths[0].name) if paths else -1
-        if not distributed.all_processes(distributed.broadcast_from_first(newest) == newest):
-            raise UserError(
-                f"The processes of this run see different checkpoints in {self.workdir}. Give all of them the same "
-                "--workdir, on a shared file system."
-            )
+        paths = agreed_paths(self.workdir, "--workdir")
         state, damaged = restore_newest(paths, template)
         if state is not None:
             self.quarantine(damaged)
@@ -139,6 +133,21 @@ def checkpoint_paths(workdir: str | Path) -> list[Path]:
     return sorted((path for path in paths if path.name.isdecimal()), key=lambda path: -int(path.name))
 
 
+def agreed_paths(directory: str | Path, flag: str, best: bool = False) -> list[Path]:
+    """`checkpoint_paths`, or of these only the run's best one, the same on all processes.
+
+    Raises UserError if they see different checkpoints in the directory, which `flag` gives.
+    """
+    paths = [path for path in checkpoint_paths(directory) if path.parent.name == BEST_DIR or not best]
+    newest = int(paths[0].name) if paths else -1
+    if not distributed.all_processes(distributed.broadcast_from_first(newest) == newest):
+        raise UserError(
+            f"The processes of this run see different checkpoints in {directory}. Give all of them the same {flag}, on "
+            "a shared file system."
+        )
+    return paths
+
+
 def restore_newest(paths: Sequence[Path], template: Any) -> tuple[Any, list[Path]]:
     """The state of the first intact checkpoint of `paths`, None without any, and the damaged ones before it.
 
@@ -166,11 +175,9 @@ def restore_from(directory: str | Path, template: Any, best: bool = False) -> An
     """
     directory = Path(os.path.abspath(directory))
     files.require_literal(directory, "--resume_from", *MISREAD)
-    paths = checkpoint_paths(directory)
     if best:
         newest_step(directory, best=True)  # raises if there is none
-        paths = [path for path in paths if path.parent.name == BEST_DIR]
-    state, _ = restore_newest(paths, template)
+    state, _ = restore_newest(agreed_paths(directory, "--resume_from", best), template)
     if state is None:
         raise UserError(f"{directory} holds no intact checkpoint to resume from; give another --resume_from.")
     return state

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from isnet_jax.checkpoints.directory import CheckpointDirectory, as_dict
-from isnet_jax.checkpoints.manager import BEST_DIR, Checkpoints, Damaged, checkpoint_paths, read_with_retry
+from isnet_jax.checkpoints.manager import BEST_DIR, Checkpoints, Damaged, agreed_paths, read_with_retry
 from isnet_jax.config import split_metric
 from isnet_jax.errors import UserError
 from isnet_jax.evaluation import metrics
@@ -57,7 +57,7 @@ class BestCheckpoint(CheckpointDirectory):
 
     def _read(self, config: ConfigDict) -> tuple[int, float] | None:
         """Step and score of the checkpoint of an earlier start, if there is one; a damaged one is quarantined."""
-        paths = [path for path in checkpoint_paths(self._checkpoints.workdir) if path.parent.name == BEST_DIR]
+        paths = agreed_paths(self._checkpoints.workdir, "--workdir", best=True)
         if not paths:
             return None
         path, fields = paths[0], None

@@ -84,7 +84,7 @@ class Origin:
         if not (self._source or self._changes):
             return
         step = int(state.step)
-        announce(self._changes, recorded_config(self._run), config, num_examples, step)
+        _announce(self._changes, recorded_config(self._run), config, num_examples, step)
         if self._source:
             checkpoints.record_config()  # first: checkpoints without a config would be nobody's
         if step:
@@ -127,7 +127,7 @@ def _needs_another_state(change: Change) -> bool:
     return change.field.startswith("model.") and change.field not in SAME_STATE
 
 
-def announce(changes: Sequence[Change], before: ConfigDict, now: ConfigDict, num_examples: int, step: int) -> None:
+def _announce(changes: Sequence[Change], before: ConfigDict, now: ConfigDict, num_examples: int, step: int) -> None:
     """Prints what changes, and what follows from it, for a run at `step` that trains on `num_examples` from now on.
 
     Raises UserError if `step` is past the last one.
