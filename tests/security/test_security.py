@@ -20,7 +20,7 @@ from readers import Checkpoints, Evaluations, Prepared, Progress
 from isnet_jax import datasets, errors
 from isnet_jax.checkpoints import manager
 from isnet_jax.errors import UserError
-from isnet_jax.evaluation import prediction_files, record, results
+from isnet_jax.evaluation import pictures, record, results
 from isnet_jax.evaluation.report.render import render
 from isnet_jax.runtime import console, files
 
@@ -76,10 +76,15 @@ ALLOWED = {  # (module, name): why it runs nothing untrusted
     ("__init__.py", "importlib.import_module"): "of this package's own modules, by constant names",
     ("convert.py", "importlib.import_module"): "of this package's own modules, by constant names",
     ("datasets/__init__.py", "importlib.import_module"): "of this package's own modules, by names in its table CLASSES",
-    ("evaluation/predictor.py", "importlib.import_module"): "of this package's own modules, by names in that table",
+    ("training/trackers.py", "importlib.import_module"): "of wandb and mlflow, by constant names",
+    ("__main__.py", "runpy"): "to run the commands of this package",
+    ("__main__.py", "runpy.run_module"): "of this package's own modules, by names in its usage",
     ("evaluation/report/render.py", "jinja2"): "to lay out the report",
     ("evaluation/report/render.py", "jinja2.Environment"): "compiles this package's own templates alone",
     ("evaluation/report/render.py", "jinja2.PackageLoader"): "loads templates from this package alone",
+    ("training/browsing.py", "jinja2"): "to lay out the page of batches",
+    ("training/browsing.py", "jinja2.Environment"): "compiles this package's own templates alone",
+    ("training/browsing.py", "jinja2.PackageLoader"): "loads templates from this package alone",
     ("checkpoints/pth.py", "pickletools"): "to disassemble pickles",
     ("checkpoints/pth.py", "pickletools.genops"): "disassembles a pickle without running it",
     ("checkpoints/pth.py", "np.memmap"): "maps numbers, whatever the bytes",
@@ -140,7 +145,7 @@ def test_writers_replace_links_and_do_not_follow_them(tmp_path, outside):
     for name in "a.json", "a.json.partial", "b.png", "b.png.partial", "c.npz.partial":
         (tmp_path / name).symlink_to(outside)
     files.atomic_write_text(tmp_path / "a.json", "text")
-    prediction_files.save_image(tmp_path / "b.png", Image.new("L", (2, 2)))
+    pictures.save_image(tmp_path / "b.png", Image.new("L", (2, 2)))
     files.write_arrays(tmp_path / "c.npz", a=np.ones(2))
     assert (tmp_path / "a.json").read_text() == "text" and not (tmp_path / "a.json").is_symlink()
     assert Image.open(tmp_path / "b.png").size == (2, 2) and not list(tmp_path.glob("*.partial"))

@@ -15,6 +15,7 @@ from isnet_jax.input.data import open_data
 from isnet_jax.models.isnet import ISNet
 from isnet_jax.runtime import sharding
 from isnet_jax.training import browsing, step
+from isnet_jax.training.optimizer import make_optimizer, make_schedule
 
 
 def browse(camvid, output, *more, **fields):
@@ -33,10 +34,10 @@ def images_of_step(number, batch, seed):
             raise Seen(np.asarray(images))
 
     network, c = Network("resnet18", 11), config.default("resnet18")
-    schedule = step.make_schedule(c.train, 6)
+    schedule = make_schedule(c.train, 6)
     state = step.TrainState(jnp.int32(number), {"x": jnp.ones(1)}, {}, (), None)
     with pytest.raises(Seen) as seen:
-        optimizer = step.make_optimizer(c.train, schedule)
+        optimizer = make_optimizer(c.train, schedule)
         step.train_step(
             state, jax.tree.map(jnp.asarray, batch), model=network, optimizer=optimizer, schedule=schedule, seed=seed
         )
