@@ -13,12 +13,7 @@ from isnet_jax.runtime.console import say
 # Keys under which training scripts save weights, the preferred first, and those of moving averages.
 WRAPPERS = "model", "state_dict", "model_state_dict", "model_state", "network", "net", "module"
 AVERAGES = "model_ema", "ema", "state_dict_ema", "ema_state_dict", "ema_model", "model_ema_state_dict"
-PREFIXES = (
-    "module.",
-    "_orig_mod.",
-    "model.",
-    "backbone.",
-)  # of all names: DataParallel, torch.compile, a wrapping module
+PREFIXES = "module.", "_orig_mod.", "model.", "backbone."  # of all names: DataParallel, torch.compile, other modules
 MAX_DEPTH = 4  # of wrappers and of prefixes
 
 

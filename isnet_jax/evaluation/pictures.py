@@ -1,6 +1,7 @@
 """Pictures for visual inspection: image, ground truth and prediction side by side."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cv2
@@ -11,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from isnet_jax.evaluation import fonts
 from isnet_jax.labels import IGNORED
+from isnet_jax.runtime import files
 from isnet_jax.runtime.sharding import from_devices
 
 if TYPE_CHECKING:  # imports TensorFlow
@@ -76,6 +78,13 @@ def comparison(
 def _write(draw: ImageDraw.ImageDraw, x: int, y: int, text: str) -> None:
     shown, font = fonts.choose(text)
     draw.text((x, y), shown, fill="black", font=font)
+
+
+def save_image(path: Path, image: Image.Image, **options: int) -> None:
+    """Writes a Pillow image atomically, as PNG or JPEG by its suffix, and creates its parent directories."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.atomic_write(path) as partial:
+        image.save(partial, {".png": "PNG", ".jpg": "JPEG"}[path.suffix], **options)
 
 
 def shrunk(row: Row, max_side: int) -> Row:

@@ -14,12 +14,11 @@ import tqdm
 from ml_collections import ConfigDict
 from PIL import Image
 
-from isnet_jax.datasets import decoding
 from isnet_jax.errors import UserError, printable, translating_disk_and_memory_errors
 from isnet_jax.evaluation import pictures, prediction_inputs
 from isnet_jax.evaluation.exported import ExportedPredictor
 from isnet_jax.evaluation.predictor import CLASSES, Predictor, Source
-from isnet_jax.evaluation.segmenter import load
+from isnet_jax.evaluation.segmenter import load, source
 from isnet_jax.runtime import files
 from isnet_jax.runtime.console import say
 from isnet_jax.runtime.threads import map_in_order
@@ -87,13 +86,6 @@ def predict_images(
         )
 
 
-def save_image(path: Path, image: Image.Image, **options: int) -> None:
-    """Writes a Pillow image atomically, as PNG or JPEG by its suffix, and creates its parent directories."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with files.atomic_write(path) as partial:
-        image.save(partial, {".png": "PNG", ".jpg": "JPEG"}[path.suffix], **options)
-
-
 def _write(
     root: Path,
     name: Path,
@@ -109,15 +101,15 @@ def _write(
     prediction_path, overlay_path, confidence_path, scores_path = prediction_inputs.output_paths(root, name)
     prediction = result[0][..., 0] if isinstance(result, tuple) else result
     if file_values:
-        save_image(prediction_path, Image.fromarray(np.array(file_values, np.uint8)[prediction]))
+        pictures.save_image(prediction_path, Image.fromarray(np.array(file_values, np.uint8)[prediction]))
     else:
         indices = Image.fromarray(prediction)
         indices.putpalette(pictures.colorize(np.arange(256), palette).tobytes())
-        save_image(prediction_path, indices)
-        save_image(overlay_path, Image.fromarray(pictures.overlay(image, prediction, palette)), quality=90)
+        pictures.save_image(prediction_path, indices)
+        pictures.save_image(overlay_path, Image.fromarray(pictures.overlay(image, prediction, palette)), quality=90)
     if isinstance(result, tuple):
         classes, probabilities = result
-        save_image(confidence_path, Image.fromarray(np.rint(255 * probabilities[..., 0]).astype(np.uint8)))
+        pictures.save_image(confidence_path, Image.fromarray(np.rint(255 * probabilities[..., 0]).astype(np.uint8)))
         with files.atomic_write(scores_path) as partial, partial.open("wb") as file:
             np.savez_compressed(file, classes=classes, probabilities=probabilities.astype(np.float16))
     return np.bincount(prediction.ravel(), minlength=256)
@@ -171,8 +163,7 @@ def _read_headers(images: Mapping[Path, Path], on_failure: Callable[[UserError],
     def read(item):
         name, path = item
         try:
-            header = decoding.read_header(path)
-            return name, Source(header.size, functools.partial(decoding.decode, path, header))
+            return name, source(path)
         except UserError as error:
             on_failure(error)
             return None

@@ -29,8 +29,6 @@ from isnet_jax.runtime.threads import map_in_order
 OUTPUT_COST = 0.02  # of a pixel of the prediction, relative to a pixel of the network's input
 BATCH_PIXELS = 2**26  # of predictions in a batch, so that batches of large images fit in memory
 AHEAD_PIXELS = 2**28  # of images decoded ahead; a decoder may take 16 bytes for each
-
-
 CLASSES, PROBABILITIES = -1, 0  # what a Predictor returns; a positive number: of the most probable classes
 MAX_OVERHEAD, ROUNDING = 1.5, 64  # of padding to a shape that is compiled already; pixels
 
@@ -48,9 +46,8 @@ def load(
     """Config, model and {"params", "batch_stats"} of a checkpoint.
 
     checkpoint: a directory, whose recorded config is used if `config` is None, an official file, or a name of
-    `downloads.WEIGHTS`; ema: the moving averages of a run's weights; best: those of its best checkpoint. Raises
-    UserError if the checkpoint cannot be read,
-    is of another network, or needs a config.
+    `downloads.WEIGHTS`; ema: the moving averages of a run's weights; best: its best checkpoint. Raises UserError if the
+    checkpoint cannot be read, is of another network, or needs a config.
     """
     path = locate(checkpoint, "--checkpoint")
     if not path.exists():
@@ -151,7 +148,7 @@ class Predictor:
         """Yields (index in `sources`, image uint8 (h, w, 3), prediction uint8 (h, w)), in no particular order.
 
         on_failure(error): called for each image that cannot be read; it is then skipped. output: CLASSES for
-        predictions as above; PROBABILITIES for float32 (h, w, K) in their place; or a number, for so many of the most
+        predictions as above; PROBABILITIES for float32 (h, w, K) in their place; or a number, for that many of the most
         probable classes, uint8 (h, w, output), and their probabilities, float32 (h, w, output).
         """
         pending = None

@@ -12,8 +12,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from isnet_jax.errors import UserError, translating_disk_and_memory_errors
-from isnet_jax.evaluation.pictures import overlay
-from isnet_jax.evaluation.prediction_files import save_image
+from isnet_jax.evaluation.pictures import overlay, save_image
 from isnet_jax.input import photometry, pipeline
 from isnet_jax.input.data import Data, open_data
 from isnet_jax.labels import IGNORED

@@ -73,7 +73,7 @@ def write_results(
     say(f"majority-class baseline: {_in_words(baseline)}")
     if rows:
         path = workdir / "predictions.png"
-        pictures.comparison(rows, data.palette, names).save(path)
+        pictures.save_image(path, pictures.comparison(rows, data.palette, names))
         say(f"image, ground truth and prediction side by side: {path}")
     content: dict[str, Any] = dict(facts)
     for kind, result in results.items():
