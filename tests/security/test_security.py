@@ -77,6 +77,7 @@ ALLOWED = {  # (module, name): why it runs nothing untrusted
     ("convert.py", "importlib.import_module"): "of this package's own modules, by constant names",
     ("datasets/__init__.py", "importlib.import_module"): "of this package's own modules, by names in its table CLASSES",
     ("training/trackers.py", "importlib.import_module"): "of wandb and mlflow, by constant names",
+    ("exports/formats.py", "importlib.import_module"): "of libraries by constant names",
     ("__main__.py", "runpy"): "to run the commands of this package",
     ("__main__.py", "runpy.run_module"): "of this package's own modules, by names in its usage",
     ("evaluation/report/render.py", "jinja2"): "to lay out the report",
