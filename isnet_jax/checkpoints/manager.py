@@ -44,9 +44,9 @@ class Checkpoints(CheckpointDirectory):
         """Opens a workdir, or creates it.
 
         `run_facts` is a JSON-like dict of the config and facts about the data, which must be the same at every start
-        except for `config.RESUMABLE_CHANGES`. With `with_changes` they may be others, and are recorded by
-        `record_config` only. The newest `keep` checkpoints are kept, None: all. Raises UserError if the workdir cannot
-        be written or holds another run; its messages call the workdir `flag`.
+        except for `config.RESUMABLE_CHANGES`; with `with_changes` they may be others. `record_config` writes them, and
+        so does the first `save`. The newest `keep` checkpoints are kept, None: all. Raises UserError if the workdir
+        cannot be written or holds another run; its messages call the workdir `flag`.
         """
         self.workdir = Path(os.path.abspath(workdir))
         self._run_facts = json.loads(json.dumps(run_facts))
@@ -56,8 +56,6 @@ class Checkpoints(CheckpointDirectory):
             files.require_inside(self.workdir, *files.symbolic_links(self.workdir))
             self._check_ownership(flag, with_changes)
             distributed.barrier("check ownership")
-            if not with_changes:
-                self.record_config()
         except OSError as error:
             raise UserError(
                 f"The directory {workdir} cannot be written ({error.strerror}); choose another {flag}."
@@ -92,6 +90,13 @@ class Checkpoints(CheckpointDirectory):
         path, text = self.workdir / CONFIG_FILE, json.dumps(self._run_facts, indent=2, sort_keys=True) + "\n"
         if distributed.is_first() and not (path.exists() and path.read_text() == text):
             files.atomic_write_text(path, text)
+
+    def save(self, step: int, state: Any) -> None:
+        """As in the base class; config.json comes before the first checkpoint, which would be nobody's without it."""
+        if not (self.workdir / CONFIG_FILE).exists():
+            with self._translating_write_errors():
+                self.record_config()
+        super().save(step, state)
 
     def restore(self, template: Any) -> Any:
         """The newest intact state, or None if none was ever saved; damaged newer ones are reported and quarantined.

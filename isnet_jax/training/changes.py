@@ -49,14 +49,13 @@ class Origin:
         """`run_facts` is as for `Checkpoints`. Raises UserError if the state cannot go on under them."""
         self._source = None if manager.checkpoint_paths(workdir) else resumption.source
         self._best = resumption.best
-        self._has_config = Path(workdir, CONFIG_FILE).exists()
         self._run = os.path.abspath(self._source or workdir)
         self._changes = find_changes(self._run, run_facts) if self._source or resumption.with_changes else []
 
     @property
-    def defers_config(self) -> bool:
-        """Whether the config is recorded by `adopt` only, once it is known that a state goes on under it."""
-        return not self._has_config if self._source else bool(self._changes)
+    def changes_workdir(self) -> bool:
+        """Whether the run in the workdir goes on under another config."""
+        return bool(self._changes) and not self._source
 
     def restore(self, checkpoints: Checkpoints, template: TrainState) -> TrainState | None:
         """As `Checkpoints.restore`; raises UserError also if the state does not fit because of a change."""
@@ -75,18 +74,17 @@ class Origin:
             ) from None
 
     def adopt(self, checkpoints: Checkpoints, config: ConfigDict, num_examples: int, state: TrainState) -> None:
-        """Prints the changes, saves the restored state in the workdir, and records the new config there.
+        """Records the config in the workdir. Before that, prints what changes, and saves a state that goes on with it.
 
-        `num_examples` are trained on. The old config goes to `workdir`/before-STEP, with the results of a finished run,
-        and with the best checkpoint if its score would no longer compare. Raises UserError if the state's step is
-        past the last one of `config`.
+        `num_examples` are trained on. A config that is replaced goes to `workdir`/before-STEP, with the results of a
+        finished run, and with the best checkpoint if its score would no longer compare. Raises UserError if the state's
+        step is past the last one of `config`.
         """
         if not (self._source or self._changes):
+            checkpoints.record_config()
             return
         step = int(state.step)
         _announce(self._changes, recorded_config(self._run), config, num_examples, step)
-        if self._source:
-            checkpoints.record_config()  # first: checkpoints without a config would be nobody's
         if step:
             checkpoints.save(step, state)
             checkpoints.wait()

@@ -59,7 +59,7 @@ def train_and_evaluate(
             class_weights = facts.get("class_weights", ())
             origin = Origin(workdir, facts, resumption or Resumption())
             checkpoints = stack.enter_context(
-                Checkpoints(workdir, facts, config.run.keep_checkpoints, with_changes=origin.defers_config)
+                Checkpoints(workdir, facts, config.run.keep_checkpoints, with_changes=origin.changes_workdir)
             )
             compiler.enable_cache()
             model = with_fastest_attention(model, config, mesh, checkpoints.workdir / "attention.json")

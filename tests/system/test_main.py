@@ -210,6 +210,7 @@ def test_run_reports_mistakes_found_with_the_data(camvid, tmp_path, field, value
     monkeypatch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:2]))
     with pytest.raises(UserError, match=pattern):
         train_and_evaluate(small_config(camvid, **{field: value}), tmp_path / "w")
+    assert not (tmp_path / "w" / "config.json").exists()  # the corrected config may have the same workdir
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ def opened(tmp_path):
         c = config.default("resnet18")
         c.model.num_classes, c.run.best_metric, c.run.stop_after_evaluations = 2, metric, limit
         checkpoints = Checkpoints(tmp_path, {"name": "run"}, keep=1)
+        checkpoints.record_config()
         before[:] = checkpoints, BestCheckpoint(checkpoints, c, make_score(metric, NAMES))
         return before
 

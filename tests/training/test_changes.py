@@ -52,7 +52,7 @@ def run(tmp_path):
 def go_on(workdir, c, examples=18, resumption=WITH_CHANGES, momentum=()):
     """What a start does before it trains; the state that it resumes from."""
     origin = Origin(workdir, facts(c, examples), resumption)
-    with Checkpoints(workdir, facts(c, examples), with_changes=origin.defers_config) as checkpoints:
+    with Checkpoints(workdir, facts(c, examples), with_changes=origin.changes_workdir) as checkpoints:
         state = origin.restore(checkpoints, template(state_at(0, momentum)))
         origin.adopt(checkpoints, c, examples, state)
     return state
@@ -152,11 +152,11 @@ def test_mismatch_names_the_changes(run):
 
 
 def test_workdir_without_checkpoints_takes_any_config(tmp_path):
-    with Checkpoints(tmp_path, facts(make_config())):
-        pass
+    with Checkpoints(tmp_path, facts(make_config())) as checkpoints:
+        checkpoints.record_config()
     c = make_config(**{"model.backbone": "resnet34"})
     origin = Origin(tmp_path, facts(c), WITH_CHANGES)
-    with Checkpoints(tmp_path, facts(c), with_changes=origin.defers_config) as checkpoints:
+    with Checkpoints(tmp_path, facts(c), with_changes=origin.changes_workdir) as checkpoints:
         origin.adopt(checkpoints, c, 18, state_at(0))
         assert checkpoints.steps() == []
     assert json.loads((tmp_path / "config.json").read_text())["model"]["backbone"] == "resnet34"
