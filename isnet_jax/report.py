@@ -1,9 +1,11 @@
 """Writes the report on an evaluation as one self-contained HTML page: scores, classes, confusions, images, curves.
 
-usage: python -m isnet_jax.report DIR [--other=DIR2] [--output=FILE.html]
+Images open at full size, with a slider between ground truth and prediction.
+
+usage: python -m isnet_jax.report DIR [--other=DIR2 ...] [--output=FILE.html]
 
   DIR       a directory that isnet_jax.evaluate wrote, or one above it, such as a run's workdir
-  --other   another evaluation of the same images to compare with
+  --other   another evaluation of the same images to compare with; up to seven times
   --output  the page (default report.html, beside the evaluation's results.json)
 
 After an official test of an official recipe, it prints the row for README's table, too; with the test at a single scale
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string("other", None, "DIR2")
+    flags.DEFINE_multi_string("other", [], "DIR2")
     flags.DEFINE_string("output", None, "FILE.html")
 
 

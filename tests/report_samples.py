@@ -12,6 +12,16 @@ from isnet_jax.runtime import files
 COUNT = 14  # images of an evaluation
 
 
+def write_samples(home, names):
+    """Evaluations `a` and `b` of 8 classes, `large` of 150, `names` first, their run `w`, and their data in `data`."""
+    write_metrics(home / "w")
+    write_evaluation(home / "a", home / "data", home / "w")
+    write_evaluation(home / "b", home / "data", home / "w", seed=1)
+    names = names + [f"class number {i}" for i in range(150 - len(names))]
+    write_evaluation(home / "large", home / "data", home / "w", names)
+    return home
+
+
 def write_evaluation(directory, data_dir, workdir, names=None, seed=0):
     """Writes an evaluation whose predictions are the ground truth, shifted, and wrong in a patch."""
     from isnet_jax.input import pipeline

@@ -1,5 +1,7 @@
-"""The report: its content, hostile and missing input, and how a real browser shows it at every width."""
+"""The report: its content, hostile and missing input. test_report_browser.py looks at it in a real browser."""
 
+import base64
+import hashlib
 import html.parser
 import io
 import json
@@ -15,31 +17,25 @@ import numpy as np
 import pytest
 from paths import ROOT
 from PIL import Image
-from report_samples import write_evaluation, write_metrics
+from report_samples import write_samples
 
 from isnet_jax import report
 from isnet_jax.errors import UserError
 from isnet_jax.evaluation import protocols, results
 from isnet_jax.evaluation.published import official_setting
-from isnet_jax.evaluation.report import gallery
+from isnet_jax.evaluation.report import classes, gallery, images
 from isnet_jax.evaluation.report.render import ENVIRONMENT, render, write_report
+from isnet_jax.evaluation.report.sections import images_section
 from isnet_jax.runtime import files
 
 HOSTILE = "<script>alert('x')</script>&\"quoted\""
-VOID = {"meta", "link", "img", "br", "line", "circle", "rect", "path", "image"}
+VOID = {"meta", "link", "img", "input", "br", "line", "circle", "rect", "path", "image"}
 TEMPLATES = ROOT / "isnet_jax/evaluation/report/templates"
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Evaluations `a` and `b` of 8 classes, `large` of 150, their training run `w`, and their data in `data`."""
-    home = tmp_path_factory.mktemp("report")
-    write_metrics(home / "w")
-    write_evaluation(home / "a", home / "data", home / "w")
-    write_evaluation(home / "b", home / "data", home / "w", seed=1)
-    names = [HOSTILE, "x" * 300, *(f"class number {i}" for i in range(148))]
-    write_evaluation(home / "large", home / "data", home / "w", names)
-    return home
+    return write_samples(tmp_path_factory.mktemp("report"), [HOSTILE, "x" * 300])
 
 
 class Page(html.parser.HTMLParser):
@@ -71,19 +67,25 @@ class Page(html.parser.HTMLParser):
 
 
 def check_page(text):
-    """The Page of a text that is well formed, self-contained and free of scripts."""
+    """The Page of a text that is well formed, self-contained and runs the viewer's script alone."""
     page = Page(text)
-    assert text.isascii() and "script" not in page.tags and len(text) < 2e6
+    script = ENVIRONMENT.get_template("viewer.js").render()
+    assert text.isascii() and len(text) < 2e6
+    assert page.tags.count("script") == 1 and f"<script>{script}</script>" in text
+    (policy,) = (value for tag, name, value in page.attributes if name == "content" and value.startswith("default-src"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline';\n  script-src 'sha256-{digest}';" in policy
     for tag, name, value in page.attributes:
         if name in ("href", "src"):
             assert value.startswith(("#", "data:")), (tag, name, value)
         assert not name.startswith("on") and name not in ("srcset", "action")
-    assert "@import" not in text and "url(" not in text
+    rest = text.replace(script, "")
+    assert "@import" not in rest and "url(" not in rest
     ids = [value for _, name, value in page.attributes if name == "id"]
     assert len(ids) == len(set(ids))
     assert {value[1:] for tag, name, value in page.attributes if tag == "a"} <= set(ids)
-    images = [value for tag, name, value in page.attributes if tag == "img" and name == "alt"]
-    assert len(images) == page.tags.count("img") and all(images)
+    texts = [value for tag, name, value in page.attributes if tag == "img" and name == "alt"]
+    assert len(texts) == page.tags.count("img") and all(texts)
     return page
 
 
@@ -100,11 +102,11 @@ def test_report_prints_the_row_of_an_official_test(home, tmp_path, capsys):
     tests = [official_setting("ade20k", "resnet50", name) | {"name": name} for name in ("single", "tta")]
     for name, setting in zip("st", tests):
         edit(home / "a", tmp_path / name, dataset="ade20k", split="val", setting=setting)
-    write_report(str(tmp_path / "s"), str(tmp_path / "t"))
+    write_report(str(tmp_path / "s"), [str(tmp_path / "t")])
     miou = f"{100 * protocols.scores(results.load(home / 'a').confusion)['miou']:.2f}"
     assert f"| ADE20K val, ResNet-50 | 44.22 / 45.03 | {miou} / {miou} |" in capsys.readouterr().out
     edit(tmp_path / "s", tmp_path / "other", step=1)
-    write_report(str(tmp_path / "t"), str(tmp_path / "other"))
+    write_report(str(tmp_path / "t"), [str(tmp_path / "other")])
     assert f"| ADE20K val, ResNet-50 | 44.22 / 45.03 | - / {miou} |" in capsys.readouterr().out
     write_report(str(home / "a"), output=str(tmp_path / "a.html"))  # of another data set
     assert "README" not in capsys.readouterr().out
@@ -120,8 +122,8 @@ def test_report_shows_scores_charts_and_setting(home):
         f"mean Dice{100 * scores['mean_dice']:.2f}%",
         f"mean precision{100 * scores['mean_precision']:.2f}%",
         "Dice is also called F1",
-        "against the published 44.22",
-        f"against {100 * other['miou']:.2f}",
+        "from the published 44.22",
+        f"from {100 * other['miou']:.2f} (B)",
         "official, mmseg, cityscapes",
         "Losses",
         "stage 2",
@@ -141,11 +143,86 @@ def test_report_shows_scores_charts_and_setting(home):
         assert re.search(rf"{name}{cells[0]}.{difference}{''.join(cells[1:])}", page.text)
     t, p = np.unravel_index(np.argmax(a.confusion * (1 - np.eye(8))), (8, 8))
     assert f"The most frequent confusion is {a.names[t]} predicted as {a.names[p]}" in page.text
-    assert page.tags.count("img") == 4 * 12
+    assert page.tags.count("img") == 5 * page.tags.count("article") and page.tags.count("article") > 12
     image_scores = gallery.image_scores(a.counts)
     worst = a.images[image_scores.argmin()]
     assert f"{worst} mIoU {100 * image_scores.min():.2f} %" in page.text
     assert page.text.index("Worst") < page.text.index(f"{worst} mIoU") < page.text.index("Best")
+
+
+def test_report_compares_more_than_two_evaluations(home, tmp_path):
+    loaded = [results.load(home / name) for name in "abb"]
+    shutil.copytree(home / "b", tmp_path / "without", ignore=lambda *_: ["predictions"])
+    page = check_page(render(*loaded, results.load(tmp_path / "without")))
+    miou = [f"{100 * protocols.scores(x.confusion)['miou']:.2f}" for x in loaded]
+    assert f"from {miou[1]} (B)" in page.text and f"from {miou[1]} (D)" in page.text
+    assert "A \N{MINUS SIGN} BA \N{MINUS SIGN} CA \N{MINUS SIGN} D" in page.text
+    assert "D has no predictions/ to show." in page.text
+    assert page.tags.count("img") == 6 * page.tags.count("article")  # input, ground truth, A, B, C, errors
+    worst = gallery.image_scores(loaded[0].counts).argmin()
+    scores = [f"{100 * gallery.image_scores(x.counts)[worst]:.2f} %" for x in loaded[:2]]
+    assert f"mIoU {scores[0]}, B {scores[1]}, C {scores[1]}, D {scores[1]}" in page.text
+
+
+def test_sheet_of_a_class_counts_its_confusions_and_worst_images(home):
+    a = results.load(home / "a")
+    predictions = [a.prediction(i) for i in range(len(a.images))]
+    source = gallery._open_split(a.record)
+    truths = [gallery._example(source, i, str(name), 8)[1] for i, name in enumerate(a.images)]
+    sheets = classes.classes_section(a, {}, set()).sheets
+    assert len(sheets) == 8
+    for sheet in sheets:
+        k = sheet.row.label.number
+        wrong = np.array([((x == k) != (y == k)).sum() for x, y in zip(truths, predictions)])
+        assert [image.number for image in sheet.worst] == np.argsort(-wrong, kind="stable")[:3].tolist()
+        assert [image.share for image in sheet.worst] == [wrong[image.number] / wrong.sum() for image in sheet.worst]
+        of_class = np.concatenate([y[x == k] for x, y in zip(truths, predictions)])
+        predicted = np.concatenate([x[y == k] for x, y in zip(truths, predictions)])
+        for partners, found in (sheet.predicted_as, of_class), (sheet.predicted_for, predicted):
+            assert partners and [p.share for p in partners] == sorted([p.share for p in partners], reverse=True)
+            assert all(p.label.number != k and p.share == (found == p.label.number).mean() for p in partners)
+    assert set(classes.worst_of_classes(a)) == {image.number for sheet in sheets for image in sheet.worst}
+
+
+def pixels(uri):
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+
+
+def test_large_pictures_are_whole_in_the_page(home, monkeypatch):
+    monkeypatch.setattr(images, "THUMBNAIL", 40)
+    a = results.load(home / "a")
+    scores = gallery.image_scores(a.counts)
+    shown = gallery.gallery(a, {}, {"": scores}, []).images
+    for image in shown:
+        photo, ground_truth, prediction, errors = image.panels
+        assert all(max(pixels(panel.thumbnail).size) == 40 for panel in image.panels)
+        assert all(pixels(panel.whole).size == (panel.width, panel.height) for panel in image.panels)
+        np.testing.assert_array_equal(np.asarray(pixels(prediction.whole)), a.prediction(image.number))
+        is_wrong = np.asarray(pixels(errors.whole)) == images.WRONG
+        np.testing.assert_array_equal(
+            is_wrong, np.asarray(pixels(ground_truth.whole)) != np.asarray(pixels(prediction.whole))
+        )
+
+
+def test_budget_limits_whole_pictures_and_images_of_classes(home, monkeypatch):
+    """Thumbnails of the extremes are always there; the page says what is missing."""
+    monkeypatch.setattr(images, "THUMBNAIL", 40)
+    a = results.load(home / "a")
+    free = check_page(render(a))
+    monkeypatch.setattr(gallery, "BUDGET", 60_000)
+    section = images_section(a, {})
+    shown = section.gallery.images
+    whole = [image for image in shown if not image.is_reduced]
+    assert 0 < len(whole) < 12 == len(shown) and shown[0] in whole and sum(image.size for image in whole) <= 60_000
+    assert section.gallery.num_missing == free.tags.count("article") - 12 > 0
+    page = check_page(render(a))
+    assert f"take up to 0.06 MB. {len(whole)} of 12 images open at full size" in page.text
+    assert f"have no pictures: {section.gallery.num_missing}." in page.text and "take up to" not in free.text
+
+
+def test_too_many_evaluations_are_refused(home):
+    with pytest.raises(UserError, match="--other is given 8 times"):
+        write_report(str(home / "a"), [str(home / "b")] * 8)
 
 
 def test_image_scores_are_means_and_extremes_do_not_overlap():
@@ -174,7 +251,11 @@ def test_report_explains_missing_data_and_predictions(home, tmp_path):
     bare = edit(home / "a", tmp_path / "bare", **changes)
     page = check_page(render(results.load(bare)))
     assert "Inputs and ground truth cannot be shown. The data set camvid is not prepared" in page.text
-    assert page.tags.count("img") == 12 and "Losses" not in page.text and "published" not in page.text
+    assert (
+        page.tags.count("img") == page.tags.count("article")
+        and "Losses" not in page.text
+        and "published" not in page.text
+    )
     shutil.rmtree(bare / "predictions")
     page = check_page(render(results.load(bare)))
     assert page.tags.count("img") == 0 and "cannot be read" in page.text
@@ -210,10 +291,11 @@ def test_templates_escape_all_text():
         assert not re.search(r"\|\s*safe\b|autoescape|Markup", path.read_text()), path
 
 
-def test_style_sheet_is_included_unchanged():
-    """It passes through Jinja2, so it must hold none of its syntax, and no character that would be replaced."""
-    style = (TEMPLATES / "style.css").read_text()
-    assert style.isascii() and ENVIRONMENT.get_template("style.css").render() == style.rstrip("\n")
+@pytest.mark.parametrize("name", ["style.css", "viewer.js"])
+def test_style_sheet_and_script_are_included_unchanged(name):
+    """They pass through Jinja2, so they must hold none of its syntax, and no character that would be replaced."""
+    text = (TEMPLATES / name).read_text()
+    assert text.isascii() and ENVIRONMENT.get_template(name).render() == text.rstrip("\n")
 
 
 def test_wheel_contains_the_templates():
@@ -242,54 +324,6 @@ def test_command_writes_one_file(home):
 
 
 def test_command_reports_an_output_that_cannot_be_written(home, tmp_path):
-    values = SimpleNamespace(other=None, output=str(tmp_path / "nowhere/a.html"))
+    values = SimpleNamespace(other=[], output=str(tmp_path / "nowhere/a.html"))
     with pytest.raises(UserError, match="nowhere/a.html cannot be written .No such file or directory"):
         report._main(None, values, str(home / "a"))
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """The system's Chromium, or Playwright's own."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is missing: pip install playwright")
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-    with playwright.sync_playwright() as driver:
-        try:
-            browser = driver.chromium.launch(
-                executable_path=path,
-                args=[
-                    "--no-sandbox",
-                    "--disable-gpu",
-                    "--disable-background-networking",
-                    "--disable-component-update",
-                    "--disable-sync",
-                ],
-            )
-        except playwright.Error as error:
-            pytest.skip(f"no browser: apt-get install chromium, or playwright install chromium ({str(error)[:80]})")
-        yield browser
-        browser.close()
-
-
-@pytest.mark.parametrize("width, scheme", [(1280, "light"), (375, "dark")])
-@pytest.mark.parametrize("name, other", [("a", "b"), ("large", None)])
-def test_browser_shows_the_whole_report(home, tmp_path, browser, name, other, width, scheme):
-    path = tmp_path / "report.html"
-    path.write_text(render(results.load(home / name), other and results.load(home / other)))
-    tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    problems, requests = [], []
-    tab.on("console", lambda message: problems.append(message.text))
-    tab.on("pageerror", lambda error: problems.append(str(error)))
-    tab.on("dialog", lambda dialog: (problems.append(dialog.message), dialog.dismiss()))
-    tab.on("request", lambda request: requests.append(request.url))
-    tab.goto(path.as_uri())
-    for summary in tab.query_selector_all("summary"):
-        summary.click()
-    assert tab.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
-    assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-    assert tab.evaluate("document.images.length") == 48
-    assert all(url.startswith(("file:", "data:")) for url in requests) and not problems
-    screenshot = np.array(Image.open(io.BytesIO(tab.screenshot())))
-    tab.close()
-    background = screenshot[:5].reshape(-1, screenshot.shape[-1])[:, :3].mean()
-    assert screenshot.shape[1] == width and screenshot.std() > 10
-    assert background < 40 if scheme == "dark" else background > 240

@@ -244,7 +244,7 @@ def test_report_escapes_every_text(tmp_path):
     loaded = results.load(tmp_path / "r")
     page = render(loaded, loaded)
     assert len(changed) > 10 and page.count("alert(&#39;x&#39;)") > 20
-    assert "<script" not in page and '"quoted"' not in page and "alert('x')" not in page
+    assert page.count("<script") == 1 and '"quoted"' not in page and "alert('x')" not in page
 
 
 def test_templates_mark_no_text_as_safe():

@@ -1,6 +1,8 @@
 """Scores, differences, numbers and classes as the report shows them."""
 
 import math
+import string
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from isnet_jax.evaluation.results import Results
@@ -41,3 +43,8 @@ def class_labels(evaluation: Results) -> list[ClassLabel]:
     """The K classes of an evaluation."""
     colors = ["#{:02x}{:02x}{:02x}".format(*rgb) for rgb in evaluation.record["palette"]]
     return [ClassLabel(k, name, color) for k, (name, color) in enumerate(zip(evaluation.names, colors))]
+
+
+def labelled(others: Sequence[Results]) -> dict[str, Results]:
+    """Up to 25 other evaluations by the letters that the report gives them, from B on; A is its own."""
+    return dict(zip(string.ascii_uppercase[1:], others))

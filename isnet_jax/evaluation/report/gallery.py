@@ -1,17 +1,19 @@
-"""Data of the gallery: the images with the lowest and highest mIoU, their ground truth, prediction and errors."""
+"""Data of the gallery: the images with the lowest and highest mIoU and the worst ones of each class."""
 
 import io
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import tqdm
 from PIL import Image
 
 from isnet_jax import datasets
 from isnet_jax.datasets import decoding
 from isnet_jax.errors import UserError
 from isnet_jax.evaluation import metrics
-from isnet_jax.evaluation.report import images
 from isnet_jax.evaluation.report.formatting import ClassLabel, class_labels
+from isnet_jax.evaluation.report.panels import PREDICTION, Panel, panels
 from isnet_jax.evaluation.results import Results
 from isnet_jax.labels import IGNORED
 from isnet_jax.runtime import limits
@@ -19,14 +21,7 @@ from isnet_jax.runtime.console import no_native_noise
 
 NUM_EXTREMES = 6  # worst and best images each
 MAX_LEGEND = 8  # classes in the legend of an image
-
-
-class Panel(NamedTuple):
-    """One of the pictures of an image."""
-
-    title: str
-    uri: str
-    is_class_map: bool = False
+BUDGET = 20_000_000  # bytes of the page for pictures; thumbnails of the extremes are there in any case
 
 
 class ImageConfusion(NamedTuple):
@@ -40,20 +35,40 @@ class ImageConfusion(NamedTuple):
 class GalleryImage(NamedTuple):
     """One image of the gallery."""
 
+    number: int  # in the evaluation
     name: str
     score: float
+    other_scores: list[tuple[str, float]]  # label and score of the other evaluations
     confusion: ImageConfusion | None
     problems: list[str]  # why some of the panels are missing
     panels: list[Panel]
+    is_reduced: bool  # the budget allowed thumbnails only
     legend: list[ClassLabel]
     num_more: int  # classes that are not in the legend
 
+    @property
+    def size(self) -> int:
+        """Bytes of its pictures in the page."""
+        return sum(panel.size for panel in self.panels)
+
 
 class Gallery(NamedTuple):
-    """The worst and the best images."""
+    """The worst and the best images, and the worst ones of classes that are not among them."""
 
-    problem: str  # why no image can be shown, or ""
+    problems: list[str]  # why something can be shown of no image
     groups: list[tuple[str, list[GalleryImage]]]  # by heading
+    num_missing: int  # images of the third group that the budget did not allow
+    budget: int  # BUDGET
+
+    @property
+    def images(self) -> list[GalleryImage]:
+        """All images, in the order of the page."""
+        return [image for _, group in self.groups for image in group]
+
+    @property
+    def num_reduced(self) -> int:
+        """How many images the budget reduced to thumbnails."""
+        return sum(image.is_reduced for image in self.images)
 
 
 def image_scores(counts: np.ndarray) -> np.ndarray:
@@ -73,20 +88,42 @@ def extremes(scores: np.ndarray, count: int = NUM_EXTREMES) -> tuple[list[int], 
     return order[:count].tolist(), order[max(count, len(order) - count) :][::-1].tolist()
 
 
-def gallery(evaluation: Results, scores: np.ndarray) -> Gallery:
-    """The worst and the best images by their `image_scores`; what cannot be shown is explained instead."""
-    problem, source = "", None
+def gallery(
+    evaluation: Results,
+    others: Mapping[str, Results],
+    scores: Mapping[str, np.ndarray],
+    of_classes: Sequence[int],
+) -> Gallery:
+    """The worst and the best images by `scores`, and those of `of_classes` that are neither, as far as BUDGET goes.
+
+    others: evaluations to compare with, by their labels; scores: the `image_scores` of all evaluations by their labels,
+    the evaluation's own by "". What cannot be shown is explained instead.
+    """
+    problems, source = [], None
     try:
         with no_native_noise():
             source = _open_split(evaluation.record)
     except UserError as error:
-        problem = str(error)
+        problems.append(f"Inputs and ground truth cannot be shown. {error}")
+    shown = {label: other for label, other in others.items() if other.has_predictions}
+    problems += [f"{label} has no predictions/ to show." for label in others if label not in shown]
+    worst, best = extremes(scores[""])
+    more = [i for i in of_classes if i not in {*worst, *best}]
+    images: dict[int, GalleryImage] = {}
+    budget = BUDGET
+    for i in tqdm.tqdm([*worst, *best, *more], "pictures", leave=False, disable=None, unit="image"):
+        image = _gallery_image(evaluation, shown, source, i, {label: x[i] for label, x in scores.items()})
+        if image.size > budget:
+            image = _reduced(image)
+        if i in more and image.size > budget:
+            break
+        images[i], budget = image, budget - image.size
     groups = [
-        (heading, [_gallery_image(evaluation, source, i, scores[i]) for i in indices])
-        for heading, indices in zip(("Worst", "Best"), extremes(scores))
-        if indices
+        (heading, [images[i] for i in indices if i in images])
+        for heading, indices in (("Worst", worst), ("Best", best), ("Worst of a class", more))
     ]
-    return Gallery(problem, groups)
+    missing = sum(i not in images for i in more)
+    return Gallery(problems, [(heading, group) for heading, group in groups if group], missing, BUDGET)
 
 
 def _open_split(record: dict[str, Any]) -> Any:
@@ -98,15 +135,24 @@ def _open_split(record: dict[str, Any]) -> Any:
     return pipeline.open_split(builder, record["split"])
 
 
-def _gallery_image(evaluation: Results, source: Any, i: int, score: float) -> GalleryImage:
-    """Image i and its prediction; source: the examples of its split, or None."""
+def _reduced(image: GalleryImage) -> GalleryImage:
+    """The image with thumbnails only."""
+    small = [panel._replace(whole="") for panel in image.panels]
+    return image._replace(panels=small, is_reduced=small != image.panels)
+
+
+def _gallery_image(
+    evaluation: Results, others: Mapping[str, Results], source: Any, i: int, scores: Mapping[str, float]
+) -> GalleryImage:
+    """Image i and its predictions; source: the examples of its split, or None; scores: as in `gallery`."""
     name, names = str(evaluation.images[i]), evaluation.names
-    image = ground_truth = prediction = confusion = None
-    problems = []
-    try:
-        prediction = evaluation.prediction(i)
-    except UserError as error:
-        problems.append(str(error))
+    image = ground_truth = confusion = None
+    predictions, problems = {}, []
+    for label, results in {"": evaluation, **others}.items():
+        try:
+            predictions[f"{PREDICTION} {label}".strip()] = results.prediction(i)
+        except UserError as error:
+            problems.append(str(error))
     if source is not None:
         try:
             image, ground_truth = _example(source, i, name, len(names))
@@ -114,19 +160,38 @@ def _gallery_image(evaluation: Results, source: Any, i: int, score: float) -> Ga
             problems.append(str(error))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's
             problems.append(f"The example cannot be read from the prepared data ({error}).")
-    if ground_truth is not None and prediction is not None:
-        if ground_truth.shape == prediction.shape:
-            prediction = np.where(ground_truth == IGNORED, IGNORED, prediction)  # ignored pixels are not scored
-            confusion = _most_frequent_confusion(ground_truth, prediction, names)
-        else:
-            problems.append(
-                f"The prediction has {_size(prediction)} pixels, but the ground truth has {_size(ground_truth)}."
-            )
-            prediction = None
-    shown = [classes for classes in (ground_truth, prediction) if classes is not None]
+    if ground_truth is not None:
+        predictions, faults = _judged(ground_truth, predictions)
+        problems += faults
+        if PREDICTION in predictions:
+            confusion = _most_frequent_confusion(ground_truth, predictions[PREDICTION], names)
+    shown = [*predictions.values(), *([] if ground_truth is None else [ground_truth])]
     legend = _legend(shown, class_labels(evaluation))
-    panels = _panels(image, ground_truth, prediction, evaluation.record["palette"])
-    return GalleryImage(name, score, confusion, problems, panels, legend[:MAX_LEGEND], max(0, len(legend) - MAX_LEGEND))
+    return GalleryImage(
+        number=i,
+        name=name,
+        score=scores[""],
+        other_scores=[(label, score) for label, score in scores.items() if label],
+        confusion=confusion,
+        problems=problems,
+        panels=panels(image, ground_truth, predictions, evaluation.record["palette"]),
+        is_reduced=False,
+        legend=legend[:MAX_LEGEND],
+        num_more=max(0, len(legend) - MAX_LEGEND),
+    )
+
+
+def _judged(ground_truth: np.ndarray, predictions: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The predictions as they are scored, without ignored pixels, and what is wrong with those of another size."""
+    judged, faults = {}, []
+    for title, prediction in predictions.items():
+        if prediction.shape == ground_truth.shape:
+            judged[title] = np.where(ground_truth == IGNORED, IGNORED, prediction)
+        else:
+            faults.append(
+                f"The {title} has {_size(prediction)} pixels, but the ground truth has {_size(ground_truth)}."
+            )
+    return judged, faults
 
 
 def _size(classes: np.ndarray) -> str:
@@ -146,6 +211,8 @@ def _example(source: Any, i: int, name: str, num_classes: int) -> tuple[np.ndarr
     if source.upright:
         file = io.BytesIO(example["image"])
         pixels = decoding.turned(pixels, decoding.read_orientation(limits.open_image(file, ("JPEG", "PNG")), file))
+    if pixels.shape[:2] != classes.shape:
+        raise ValueError(f"its image has {_size(pixels[..., 0])} pixels, its label {_size(classes)}")
     if classes.max(where=classes != IGNORED, initial=0) >= num_classes:
         raise ValueError(f"its label has classes beyond the {num_classes} of the evaluation")
     return pixels, classes
@@ -169,22 +236,3 @@ def _legend(maps: list[np.ndarray], labels: list[ClassLabel]) -> list[ClassLabel
     for classes in maps:
         counts += np.bincount(classes.ravel(), minlength=256)[: len(labels)]
     return [labels[k] for k in np.argsort(-counts, kind="stable") if counts[k]]
-
-
-def _panels(
-    image: np.ndarray | None,
-    ground_truth: np.ndarray | None,
-    prediction: np.ndarray | None,
-    palette: list[list[int]],
-) -> list[Panel]:
-    """The pictures of those that are known; errors only with all three."""
-    panels = []
-    if image is not None:
-        panels.append(Panel("input", images.photo(image)))
-    if ground_truth is not None:
-        panels.append(Panel("ground truth", images.class_map(ground_truth, palette), is_class_map=True))
-    if prediction is not None:
-        panels.append(Panel("prediction", images.class_map(prediction, palette), is_class_map=True))
-    if image is not None and ground_truth is not None and prediction is not None:
-        panels.append(Panel("errors, in red", images.error_map(image, ground_truth, prediction)))
-    return panels

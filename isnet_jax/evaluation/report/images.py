@@ -9,33 +9,46 @@ from PIL import Image
 
 from isnet_jax.labels import IGNORED
 
-MAX_SIDE = 480  # of a thumbnail, in pixels
+THUMBNAIL = 480  # pixels of its longer side
 JPEG_QUALITY = 82
 ERROR_COLOR = 214, 40, 40
 HIT_COLOR, MISS_COLOR = [64, 132, 208], [218, 98, 46]  # of the confusion matrix
+RIGHT, WRONG, UNLABELLED = range(3)  # the values of an error layer
+LAYER_COLORS = [255, 255, 255, *ERROR_COLOR, 40, 40, 40]
+LAYER_OPACITY = bytes([140, 190, 180])
 
 
-def photo(pixels: np.ndarray) -> str:
-    """RGB pixels (H, W, 3), uint8, as a JPEG thumbnail."""
-    picture = _thumbnail(Image.fromarray(pixels), Image.Resampling.LANCZOS)
+def photo(pixels: np.ndarray, max_side: int | None = None) -> str:
+    """RGB pixels (H, W, 3), uint8, as a JPEG; a longer side than `max_side` is scaled to it."""
+    picture = _shrunk(Image.fromarray(pixels), max_side, Image.Resampling.LANCZOS)
     return _data_uri(picture, "jpeg", quality=JPEG_QUALITY)
 
 
-def class_map(classes: np.ndarray, palette: Sequence[Sequence[int]]) -> str:
-    """Classes (H, W) as a PNG thumbnail in the colours of the palette; ignored pixels are black."""
+def class_map(classes: np.ndarray, palette: Sequence[Sequence[int]], max_side: int | None = None) -> str:
+    """Classes (H, W) as a PNG in the colours of the palette, scaled as in `photo`; ignored pixels are black."""
     colors = np.zeros((256, 3), np.uint8)
     colors[: len(palette)] = palette
     picture = Image.fromarray(np.asarray(classes, np.uint8)).convert("L")
     picture.putpalette(colors.tobytes())  # "L" becomes "P", the indices stay
-    return _data_uri(_thumbnail(picture, Image.Resampling.NEAREST), "png", optimize=True)
+    return _data_uri(_shrunk(picture, max_side, Image.Resampling.NEAREST), "png", optimize=True)
 
 
-def error_map(image: np.ndarray, ground_truth: np.ndarray, prediction: np.ndarray) -> str:
+def error_map(image: np.ndarray, ground_truth: np.ndarray, prediction: np.ndarray, max_side: int) -> str:
     """A JPEG of the image (H, W, 3) in pale grey, with errors in red and ignored pixels in dark grey."""
     grey = image.mean(-1, keepdims=True)
     shown = np.where((ground_truth == IGNORED)[..., None], 0.3 * grey + 40, 0.45 * grey + 130)
     shown = np.where((ground_truth != prediction)[..., None], 0.25 * grey + 0.75 * np.array(ERROR_COLOR), shown)
-    return photo(np.broadcast_to(shown, image.shape).astype(np.uint8))
+    return photo(np.broadcast_to(shown, image.shape).astype(np.uint8), max_side)
+
+
+def error_layer(ground_truth: np.ndarray, prediction: np.ndarray) -> str:
+    """A translucent PNG (H, W) to lay over the image: errors red, ignored pixels dark, the others pale."""
+    layer = np.where(ground_truth == prediction, RIGHT, WRONG)
+    layer[ground_truth == IGNORED] = UNLABELLED
+    picture = Image.fromarray(layer.astype(np.uint8)).convert("L")
+    picture.putpalette(LAYER_COLORS)
+    picture.info["transparency"] = LAYER_OPACITY
+    return _data_uri(picture, "png", optimize=True)
 
 
 def confusion_map(confusion: np.ndarray) -> str:
@@ -53,8 +66,8 @@ def confusion_map(confusion: np.ndarray) -> str:
     return _data_uri(picture, "png", optimize=True)
 
 
-def _thumbnail(picture: Image.Image, resampling: Image.Resampling) -> Image.Image:
-    scale = MAX_SIDE / max(picture.size)
+def _shrunk(picture: Image.Image, max_side: int | None, resampling: Image.Resampling) -> Image.Image:
+    scale = (max_side or max(picture.size)) / max(picture.size)
     if scale >= 1:
         return picture
     width, height = (max(1, round(side * scale)) for side in picture.size)

@@ -3,6 +3,8 @@
 Templates escape all text (autoescape) and fail on a name that does not exist (StrictUndefined).
 """
 
+import base64
+import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +14,13 @@ import jinja2
 from isnet_jax.errors import UserError
 from isnet_jax.evaluation import protocols, published, results
 from isnet_jax.evaluation.metrics import percent
-from isnet_jax.evaluation.report.formatting import change_from
+from isnet_jax.evaluation.report.formatting import change_from, labelled
 from isnet_jax.evaluation.report.sections import header, sections
 from isnet_jax.evaluation.results import Results
 from isnet_jax.runtime.console import say
 from isnet_jax.runtime.files import atomic_write_text
 
+MAX_OTHERS = 7  # evaluations to compare with; more columns fit no page
 ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader("isnet_jax.evaluation.report"),
     autoescape=True,
@@ -25,17 +28,22 @@ ENVIRONMENT = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-ENVIRONMENT.filters |= {"percent": percent, "change_from": change_from}
+ENVIRONMENT.filters |= {"percent": percent, "change_from": change_from, "zip": zip}
 
 
-def write_report(directory: str, other: str | None = None, output: str | None = None) -> None:
+def write_report(directory: str, others: Sequence[str] = (), output: str | None = None) -> None:
     """Writes the page on the evaluation in a directory, and prints where, and its row in README's table of recipes.
 
-    directory: one where `results.find` finds an evaluation; other: the same, of an evaluation to compare with; output:
+    directory: one where `results.find` finds an evaluation; others: the same, of evaluations to compare with; output:
     the file, by default report.html beside the evaluation's results.json. Raises UserError if an evaluation cannot be
-    found, read or compared, or the file cannot be written.
+    found, read or compared, there are more than MAX_OTHERS, or the file cannot be written.
     """
-    evaluations = [results.load(results.find(path)) for path in (directory, other) if path]
+    if len(others) > MAX_OTHERS:
+        raise UserError(
+            f"--other is given {len(others)} times, but a page compares with {MAX_OTHERS} evaluations or fewer; leave "
+            "some out."
+        )
+    evaluations = [results.load(results.find(path)) for path in (directory, *others)]
     page = render(*evaluations)
     path = Path(output or evaluations[0].directory / "report.html")
     try:
@@ -65,16 +73,18 @@ def recipe_row(evaluations: Sequence[Results]) -> str | None:
     return published.table_row(dataset, backbone, scores)
 
 
-def render(evaluation: Results, other: Results | None = None) -> str:
+def render(evaluation: Results, *others: Results) -> str:
     """The page, in ASCII, so that no encoding can garble it.
 
-    other: an evaluation to compare with. Raises UserError unless it is of the same images and classes.
+    others: evaluations to compare with. Raises UserError unless they are of the same images and classes. The page's
+    content security policy allows the text of viewer.js alone to run, and no address to be loaded.
     """
-    if other:
-        other = results.align(evaluation, other)
+    labels = labelled([results.align(evaluation, other) for other in others])
+    script = ENVIRONMENT.get_template("viewer.js").render()
     page = ENVIRONMENT.get_template("report.html").render(
         header=header(evaluation),
-        sections=sections(evaluation, other),
+        sections=sections(evaluation, labels),
         directory=evaluation.directory.resolve(),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     return page.encode("ascii", "xmlcharrefreplace").decode()

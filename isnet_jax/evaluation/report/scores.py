@@ -1,6 +1,6 @@
 """Data of the section on scores: the scores, what they are compared with, and what other protocols give."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,12 +25,12 @@ PROTOCOL_SCORES = ("miou", "mean_accuracy")  # those that depend on the protocol
 
 
 class Score(NamedTuple):
-    """One score and its references, None without."""
+    """One score and its references."""
 
     term: str
     share: float
-    other: float | None
-    published: float | None
+    others: list[tuple[str, float]]  # label and share of the other evaluations
+    published: float | None  # None without
 
 
 class ClassScore(NamedTuple):
@@ -41,8 +41,9 @@ class ClassScore(NamedTuple):
 
 
 class OtherEvaluation(NamedTuple):
-    """The evaluation that changes refer to."""
+    """An evaluation that changes refer to."""
 
+    label: str
     directory: Path
     setting: str
     checkpoint: Any
@@ -53,7 +54,7 @@ class ProtocolRow(NamedTuple):
     """Protocols whose scores agree in all digits that are shown."""
 
     protocols: list[str]
-    scores: list[tuple[float, float | None]]  # of PROTOCOL_SCORES: the evaluation's and the other's
+    scores: list[tuple[float, list[float]]]  # of PROTOCOL_SCORES: the evaluation's and the others'
 
 
 class Scores(NamedTuple):
@@ -63,31 +64,35 @@ class Scores(NamedTuple):
     best: ClassScore | None
     worst: ClassScore | None
     confusion: Confusion | None  # the most frequent one
-    other: OtherEvaluation | None
+    others: list[OtherEvaluation]
     caution: str  # on how boundary IoU was counted, or ""
     protocols: list[ProtocolRow]
     reasons: list[str]  # why protocols differ
 
 
-def scores_section(evaluation: Results, other: Results | None) -> Scores:
-    """The section on scores, as changes from those of `other` if given."""
-    ours, theirs = _shares(evaluation), _shares(other) if other else None
+def scores_section(evaluation: Results, others: Mapping[str, Results]) -> Scores:
+    """The section on scores, as changes from those of the others, which have labels."""
+    ours, theirs = _shares(evaluation), {label: _shares(other) for label, other in others.items()}
     published = (evaluation.record.get("published") or {}).get("miou")
     references = {"miou": published / 100} if published else {}
-    rows = [Score(term, ours[key], theirs[key] if theirs else None, references.get(key)) for key, term in TERMS.items()]
+    rows = [
+        Score(term, ours[key], [(label, shares[key]) for label, shares in theirs.items()], references.get(key))
+        for key, term in TERMS.items()
+    ]
     best = worst = None
     iou = ours["iou"]
     if np.isfinite(iou).any():
         best, worst = (ClassScore(evaluation.names[k], iou[k]) for k in (np.nanargmax(iou), np.nanargmin(iou)))
     reasons = [protocols.difference(evaluation.confusion, "official", protocol) for protocol in protocols.PROTOCOLS]
+    is_outdated = any(not has_current_boundary(x.record) for x in (evaluation, *others.values()))
     return Scores(
         scores=rows,
         best=best,
         worst=worst,
         confusion=next(iter(frequent_confusions(evaluation, 1)), None),
-        other=_describe(other) if other else None,
-        caution=BOUNDARY_CAUTION if any(x and not has_current_boundary(x.record) for x in (evaluation, other)) else "",
-        protocols=_protocol_rows(evaluation, other),
+        others=[_describe(label, other) for label, other in others.items()],
+        caution=BOUNDARY_CAUTION if is_outdated else "",
+        protocols=_protocol_rows(evaluation, list(others.values())),
         reasons=list(filter(None, reasons)),
     )
 
@@ -107,20 +112,20 @@ def _shares(evaluation: Results) -> dict[str, Any]:
     return protocols.scores(evaluation.confusion) | {"boundary": boundary}
 
 
-def _describe(other: Results) -> OtherEvaluation:
+def _describe(label: str, other: Results) -> OtherEvaluation:
     record = other.record
     return OtherEvaluation(
-        other.directory, describe_setting(record["setting"]), record.get("checkpoint"), record.get("step")
+        label, other.directory, describe_setting(record["setting"]), record.get("checkpoint"), record.get("step")
     )
 
 
-def _protocol_rows(evaluation: Results, other: Results | None) -> list[ProtocolRow]:
+def _protocol_rows(evaluation: Results, others: Sequence[Results]) -> list[ProtocolRow]:
     """The scores under every protocol; protocols that agree share a row."""
     rows: dict[tuple, ProtocolRow] = {}
     for protocol in protocols.PROTOCOLS:
         ours = protocols.scores(evaluation.confusion, protocol)
-        theirs = protocols.scores(other.confusion, protocol) if other else None
-        pairs = [(ours[key], theirs[key] if theirs else None) for key in PROTOCOL_SCORES]
-        shown = tuple((percent(a), None if b is None else change_from(a, b)) for a, b in pairs)
-        rows.setdefault(shown, ProtocolRow([], pairs)).protocols.append(protocol)
+        theirs = [protocols.scores(other.confusion, protocol) for other in others]
+        scores = [(ours[key], [shares[key] for shares in theirs]) for key in PROTOCOL_SCORES]
+        shown = tuple((percent(share), *(change_from(share, x) for x in references)) for share, references in scores)
+        rows.setdefault(shown, ProtocolRow([], scores)).protocols.append(protocol)
     return list(rows.values())

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from isnet_jax.evaluation import protocols
-from isnet_jax.evaluation.metrics import OTHER_NAMES
 from isnet_jax.evaluation.report import charts
-from isnet_jax.evaluation.report.confusions import MAX_TABLE_CLASSES, confusions_section
-from isnet_jax.evaluation.report.formatting import ClassLabel, class_labels, grouped
+from isnet_jax.evaluation.report.classes import classes_section, worst_of_classes
+from isnet_jax.evaluation.report.confusions import confusions_section
+from isnet_jax.evaluation.report.formatting import grouped
 from isnet_jax.evaluation.report.gallery import Gallery, gallery, image_scores
 from isnet_jax.evaluation.report.scores import TERMS, describe_setting, scores_section
 from isnet_jax.evaluation.results import Results, read_metrics
@@ -21,7 +21,6 @@ from isnet_jax.runtime.console import duration
 LOSSES = {"loss/total": "total", "loss/stage2": "stage 2", "loss/stage1": "stage 1", "loss/auxiliary": "auxiliary"}
 MAX_DRAWABLE = 1e30  # larger values and non-finite ones are left out of charts
 MAX_WEIGHTS = 3  # kinds of weights, such as `ema`, whose evaluations are drawn
-MAX_ROWS = 30  # a table with more classes is split in two
 
 
 class Header(NamedTuple):
@@ -38,32 +37,6 @@ class Section(NamedTuple):
     id: str
     heading: str
     data: Any
-
-
-class ClassRow(NamedTuple):
-    """One class in the table; its scores are NaN where undefined."""
-
-    label: ClassLabel
-    iou: float
-    other_iou: float | None
-    dice: float
-    precision: float
-    recall: float
-    boundary: float
-    share: float  # of the labelled pixels
-    bar: float  # length, in percent
-    mark: float | None  # position of the other evaluation's IoU, in percent
-
-
-class Classes(NamedTuple):
-    """The section on classes."""
-
-    tables: list[list[ClassRow]]
-    num_classes: int
-    num_absent: int
-    is_comparison: bool
-    is_numbered: bool
-    other_names: str  # of the scores
 
 
 class Images(NamedTuple):
@@ -97,65 +70,32 @@ def header(evaluation: Results) -> Header:
     return Header(f"{record['dataset']} {record['split']}", miou, list(filter(None, details)))
 
 
-def sections(evaluation: Results, other: Results | None = None) -> list[Section]:
-    """The sections in their order; other: an evaluation of the same images and classes to compare with."""
+def sections(evaluation: Results, others: Mapping[str, Results]) -> list[Section]:
+    """The sections in their order; others: evaluations of the same images and classes to compare with, by labels."""
     charts_of_training = training_section(evaluation.record)
+    images = images_section(evaluation, others)
+    pictured = {image.number for image in images.gallery.images} if images else set()
     return [
-        Section("scores", "Scores", scores_section(evaluation, other)),
-        Section("classes", "Classes", classes_section(evaluation, other)),
+        Section("scores", "Scores", scores_section(evaluation, others)),
+        Section("classes", "Classes", classes_section(evaluation, others, pictured)),
         Section("confusions", "Confusions", confusions_section(evaluation)),
-        Section("images", "Images", images_section(evaluation)),
+        Section("images", "Images", images),
         *([Section("training", "Training", charts_of_training)] if charts_of_training else []),
         Section("run", "Run", run_section(evaluation.record)),
     ]
 
 
-def classes_section(evaluation: Results, other: Results | None) -> Classes:
-    """The classes by IoU, the best first."""
-    scores = protocols.scores(evaluation.confusion)
-    iou = scores["iou"]
-    boundary = protocols.boundary_scores(evaluation.boundary.sum(0))["iou"]
-    other_iou = protocols.scores(other.confusion)["iou"] if other else None
-    labels = class_labels(evaluation)
-    rows = []
-    for k in np.argsort(-iou, kind="stable"):  # NaN is last
-        reference = None if other_iou is None else other_iou[k]
-        rows.append(
-            ClassRow(
-                label=labels[k],
-                iou=iou[k],
-                other_iou=reference,
-                dice=scores["dice"][k],
-                precision=scores["precision"][k],
-                recall=scores["recall"][k],
-                boundary=boundary[k],
-                share=scores["share"][k],
-                bar=100 * np.nan_to_num(iou[k]),
-                mark=None if reference is None or np.isnan(reference) else 100 * reference,
-            )
-        )
-    middle = -(-len(rows) // 2) if len(rows) > MAX_ROWS else len(rows)
-    return Classes(
-        tables=[half for half in (rows[:middle], rows[middle:]) if half],
-        num_classes=len(rows),
-        num_absent=int(np.isnan(iou).sum()),
-        is_comparison=other is not None,
-        is_numbered=len(rows) > MAX_TABLE_CLASSES,
-        other_names=OTHER_NAMES,
-    )
-
-
-def images_section(evaluation: Results) -> Images | None:
+def images_section(evaluation: Results, others: Mapping[str, Results]) -> Images | None:
     """The images; None if none has a labelled pixel."""
-    scores = image_scores(evaluation.counts)
-    known = scores[np.isfinite(scores)]
+    scores = {label: image_scores(x.counts) for label, x in {"": evaluation, **others}.items()}
+    known = scores[""][np.isfinite(scores[""])]
     if not known.size:
         return None
     return Images(
         median=np.median(known),
         tenth_percentile=np.percentile(known, 10),
         histogram=charts.histogram("Images by their mIoU", known, "mIoU, %", "images"),
-        gallery=gallery(evaluation, scores),
+        gallery=gallery(evaluation, others, scores, worst_of_classes(evaluation)),
     )
 
 
