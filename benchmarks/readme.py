@@ -1,4 +1,4 @@
-"""Writes the generated parts of README.md: the output of the quickstart, and the table of the official recipes.
+"""Writes the generated parts of README.md and docs/quickstart.md: the table of the official recipes, and the output.
 
 usage: python -m benchmarks.readme quickstart LOG
        python -m benchmarks.readme recipes
@@ -39,7 +39,7 @@ def main(part: str, log: Path | None = None) -> None:
     """Runs the command with the arguments of the usage."""
     if part == "recipes":
         return write_section(README, "recipes", recipes_table(README.read_text()))
-    write_section(README, "quickstart", quickstart_output(log.read_text()))
+    write_section(ROOT / "docs/quickstart.md", "quickstart", quickstart_output(log.read_text()))
     picture = ROOT / "docs/images/quickstart.png"
     picture.parent.mkdir(exist_ok=True)
     shutil.copy(ROOT / "runs/quickstart/predictions.png", picture)

@@ -1,7 +1,7 @@
 """Exports a network to a file that other runtimes run, and compares the file with the network.
 
 usage: python -m isnet_jax.export --checkpoint=DIR --format=stablehlo|onnx|savedmodel --output=FILE [--size=HxW]
-                                  [--scores=argmax|softmax|logits] [--dtype=float32|bfloat16] [--ema]
+                                  [--scores=argmax|softmax|logits] [--dtype=float32|bfloat16] [--best] [--ema]
        python -m isnet_jax.export --checkpoint=FILE.pth --config=FILE[:BACKBONE] ...
 
   --checkpoint  the directory of a training run or of isnet_jax.convert, whose config is used, or an official .pth
@@ -14,6 +14,7 @@ usage: python -m isnet_jax.export --checkpoint=DIR --format=stablehlo|onnx|saved
   --scores      of the first output, at the resolution of the input: argmax (classes, uint8; default), softmax
                 (probabilities, float32) or logits
   --dtype       of activations (default: that of the config; float32 for ONNX)
+  --best        use the best checkpoint of a run with config.run.best_metric, not the newest
   --ema         use the moving averages of a run's weights
 
 The input is RGB uint8 (B, H, W, 3); normalisation is inside. The command ends with an error, and without a file, if the
@@ -38,6 +39,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("size", "dynamic", "HEIGHTxWIDTH, or dynamic")
     flags.DEFINE_enum("scores", "argmax", ["argmax", "softmax", "logits"], "the first output")
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "of activations")
+    flags.DEFINE_boolean("best", False, "use the best checkpoint")
     flags.DEFINE_boolean("ema", False, "use the moving averages")
 
 
@@ -54,6 +56,7 @@ def _main(config: "ConfigDict | None", flag_values: flags.FlagValues) -> None:
         dtype=flag_values.dtype,
         config=config,
         ema=flag_values.ema,
+        best=flag_values.best,
     )
 
 

@@ -1,16 +1,24 @@
-"""What is installed, and what README promises of it."""
+"""What is installed, and what the pages on Python promise of it."""
 
 import os
 import re
 import subprocess
 import sys
+import threading
 import tomllib
+import urllib.error
+import urllib.request
 import zipfile
 
+import jax
 import numpy as np
 import pytest
 from cases import REFERENCE, weights
 from paths import ROOT
+from PIL import Image
+
+from isnet_jax import config, create_model
+from isnet_jax.checkpoints.manager import save_variables
 
 
 def lines_of(name):
@@ -31,16 +39,49 @@ def test_constraints_pin_every_dependency():
         assert name in pinned or name == "tensorflow"  # tensorflow-cpu on the platforms that have it
 
 
-def test_readme_python_snippet_runs(monkeypatch):
-    [snippet] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+def python_snippets():
+    """Of docs/python.md: predicting, the server, and the network."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), flags=re.S)
+
+
+def test_the_network_of_the_python_page_runs(monkeypatch):
+    *_, snippet = python_snippets()
     monkeypatch.syspath_prepend(str(ROOT))
     names = {
         "state_dict": weights.state_dict(REFERENCE / "keys" / "resnet50_150.json", 0),
         "images": weights.image(33, 41).astype(np.float32),
     }
-    exec(compile(snippet, "README.md", "exec"), names)
+    exec(compile(snippet, "docs/python.md", "exec"), names)
     assert names["outputs"]["logits"].shape == names["outputs"]["stage1_logits"].shape == (1, 5, 6, 150)
     assert str(names["outputs"]["logits"].dtype) == "float32"
+
+
+def test_the_predictions_and_the_server_of_the_python_page_run(tmp_path, monkeypatch, tiny_network, one_device):
+    predict, server, _ = python_snippets()
+    c = config.default("resnet18")
+    c.model.num_classes, c.test.resize = 5, ()
+    model = create_model(c.model)
+    variables = jax.jit(lambda: model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32)))()
+    save_variables(tmp_path / "runs/quickstart", c, jax.device_get(variables), "test")
+    pixels = np.random.default_rng(0).integers(0, 256, (36, 44, 3), np.uint8)
+    for name in ("photo.jpg", "a.jpg", "b.png"):
+        Image.fromarray(pixels).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(predict, "docs/python.md", "exec"), names)
+    assert names["mask"].shape == (36, 44) and names["scores"].shape == (36, 44, 5)
+    assert names["classes"].shape == names["values"].shape == (36, 44, 3) and len(names["masks"]) == 2
+    exec(compile(server.replace("8000", "0"), "docs/python.md", "exec"), names)
+    threading.Thread(target=names["server"].serve_forever, daemon=True).start()
+    url = f"http://localhost:{names['server'].server_port}"
+    try:
+        with urllib.request.urlopen(url, (tmp_path / "photo.jpg").read_bytes(), timeout=60) as response:
+            np.testing.assert_array_equal(np.asarray(Image.open(response)), names["mask"])
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            urllib.request.urlopen(url, b"no image", timeout=60)
+    finally:
+        names["server"].shutdown()
+        names["server"].server_close()
 
 
 @pytest.fixture(scope="module")

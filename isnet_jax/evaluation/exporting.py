@@ -41,23 +41,24 @@ def export_checkpoint(
     dtype: str | None = None,
     config: ConfigDict | None = None,
     ema: bool = False,
+    best: bool = False,
 ) -> None:
     """Writes the network of a checkpoint in a format, compares the file with the network, and describes it in JSON.
 
-    checkpoint, config and ema as in `predictor.load`; output: the file, or for a SavedModel the directory; kind: a key
-    of formats.SUFFIXES; size: (height, width) of the only image size, or None for any; scores: a key of OUTPUTS; dtype:
-    one of DTYPES, of the activations, by default the config's, or float32 for ONNX. Raises UserError for anything the
-    user can correct, and if the file does not compute what the network does; there is then no file.
+    checkpoint, config, ema and best as in `predictor.load`; output: the file, or for a SavedModel the directory;
+    kind: a key of formats.SUFFIXES; size: (height, width) of the only image size, or None for any; scores: a key of
+    OUTPUTS; dtype: one of DTYPES, of the activations, by default the config's, or float32 for ONNX. Raises UserError
+    for anything the user can correct, and if the file does not compute what the network does; there is then no file.
     """
     path = Path(output)
     _check_output(path, kind)
-    config, model, variables = predictor.load(checkpoint, config, ema)
+    config, model, variables = predictor.load(checkpoint, config, ema, best)
     model = model.clone(dtype=_choose_dtype(dtype, model, kind), remat=False)
     program, image = make_program(model, variables, scores), image_spec(size)
     is_exact = model.dtype == "float32"
     exact = program if is_exact else make_program(model.clone(dtype="float32"), variables, scores)
     facts = _facts(config, model, kind, size, scores, image, jax.eval_shape(program, image))
-    facts["checkpoint"] = {"path": str(Path(checkpoint).resolve()), "ema": ema}
+    facts["checkpoint"] = {"path": str(Path(checkpoint).resolve()), "ema": ema, "best": best}
     say(f"{model.description}, {model.num_classes} classes, {model.dtype}: {kind}, {_describe_size(size)}")
     compiler.enable_cache()
     retry = "from the start"
