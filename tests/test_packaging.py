@@ -111,8 +111,10 @@ def test_wheel_holds_recipes_templates_and_types(installed):
     recipes = {path.stem for path in (installed / "isnet_jax/recipes").glob("*.py")}
     assert recipes == {path.stem for path in (ROOT / "configs").glob("*.py")}
     assert (installed / "isnet_jax/py.typed").exists()
-    templates = {path.name for path in (ROOT / "isnet_jax/evaluation/report/templates").iterdir()}
-    assert {path.name for path in (installed / "isnet_jax/evaluation/report/templates").iterdir()} == templates
+    for folder in "isnet_jax/evaluation/report/templates", "isnet_jax/training/templates":
+        assert {path.name for path in (installed / folder).iterdir()} == {
+            path.name for path in (ROOT / folder).iterdir()
+        }
     [entry_points] = installed.glob("isnet_jax-*.dist-info/entry_points.txt")
     assert "isnet = isnet_jax.__main__:main" in entry_points.read_text()
 
