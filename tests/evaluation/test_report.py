@@ -23,7 +23,7 @@ from isnet_jax import report
 from isnet_jax.errors import UserError
 from isnet_jax.evaluation import protocols, results
 from isnet_jax.evaluation.published import official_setting
-from isnet_jax.evaluation.report import classes, gallery, images
+from isnet_jax.evaluation.report import classes, gallery, images, panels
 from isnet_jax.evaluation.report.render import ENVIRONMENT, render, write_report
 from isnet_jax.evaluation.report.sections import images_section
 from isnet_jax.runtime import files
@@ -216,8 +216,16 @@ def test_budget_limits_whole_pictures_and_images_of_classes(home, monkeypatch):
     assert 0 < len(whole) < 12 == len(shown) and shown[0] in whole and sum(image.size for image in whole) <= 60_000
     assert section.gallery.num_missing == free.tags.count("article") - 12 > 0
     page = check_page(render(a))
-    assert f"take up to 0.06 MB. {len(whole)} of 12 images open at full size" in page.text
+    assert "take up to 0.06 MB" in page.text
+    assert f"{len(whole)} of 12 images open at full size" in page.text
     assert f"have no pictures: {section.gallery.num_missing}." in page.text and "take up to" not in free.text
+
+
+def test_huge_pictures_are_thumbnails(home, monkeypatch):
+    monkeypatch.setattr(images, "THUMBNAIL", 40)
+    monkeypatch.setattr(panels, "MAX_WHOLE", 1000)
+    text = render(results.load(home / "a"))
+    assert "data-whole=" not in text and re.search(r"\b0 of \d+ images open at full size", check_page(text).text)
 
 
 def test_too_many_evaluations_are_refused(home):

@@ -13,7 +13,7 @@ from isnet_jax.datasets import decoding
 from isnet_jax.errors import UserError
 from isnet_jax.evaluation import metrics
 from isnet_jax.evaluation.report.formatting import ClassLabel, class_labels
-from isnet_jax.evaluation.report.panels import PREDICTION, Panel, panels
+from isnet_jax.evaluation.report.panels import MAX_WHOLE, PREDICTION, Panel, panels
 from isnet_jax.evaluation.results import Results
 from isnet_jax.labels import IGNORED
 from isnet_jax.runtime import limits
@@ -42,7 +42,6 @@ class GalleryImage(NamedTuple):
     confusion: ImageConfusion | None
     problems: list[str]  # why some of the panels are missing
     panels: list[Panel]
-    is_reduced: bool  # the budget allowed thumbnails only
     legend: list[ClassLabel]
     num_more: int  # classes that are not in the legend
 
@@ -51,6 +50,11 @@ class GalleryImage(NamedTuple):
         """Bytes of its pictures in the page."""
         return sum(panel.size for panel in self.panels)
 
+    @property
+    def is_reduced(self) -> bool:
+        """Whether the page has thumbnails only."""
+        return any(panel.is_reduced for panel in self.panels)
+
 
 class Gallery(NamedTuple):
     """The worst and the best images, and the worst ones of classes that are not among them."""
@@ -58,7 +62,8 @@ class Gallery(NamedTuple):
     problems: list[str]  # why something can be shown of no image
     groups: list[tuple[str, list[GalleryImage]]]  # by heading
     num_missing: int  # images of the third group that the budget did not allow
-    budget: int  # BUDGET
+    budget: int = BUDGET
+    max_pixels: int = MAX_WHOLE
 
     @property
     def images(self) -> list[GalleryImage]:
@@ -67,7 +72,7 @@ class Gallery(NamedTuple):
 
     @property
     def num_reduced(self) -> int:
-        """How many images the budget reduced to thumbnails."""
+        """How many images are there as thumbnails only."""
         return sum(image.is_reduced for image in self.images)
 
 
@@ -114,7 +119,7 @@ def gallery(
     for i in tqdm.tqdm([*worst, *best, *more], "pictures", leave=False, disable=None, unit="image"):
         image = _gallery_image(evaluation, shown, source, i, {label: x[i] for label, x in scores.items()})
         if image.size > budget:
-            image = _reduced(image)
+            image = image._replace(panels=[panel._replace(whole="") for panel in image.panels])
         if i in more and image.size > budget:
             break
         images[i], budget = image, budget - image.size
@@ -133,12 +138,6 @@ def _open_split(record: dict[str, Any]) -> Any:
     from isnet_jax.input import pipeline  # needs TensorFlow
 
     return pipeline.open_split(builder, record["split"])
-
-
-def _reduced(image: GalleryImage) -> GalleryImage:
-    """The image with thumbnails only."""
-    small = [panel._replace(whole="") for panel in image.panels]
-    return image._replace(panels=small, is_reduced=small != image.panels)
 
 
 def _gallery_image(
@@ -175,7 +174,6 @@ def _gallery_image(
         confusion=confusion,
         problems=problems,
         panels=panels(image, ground_truth, predictions, evaluation.record["palette"]),
-        is_reduced=False,
         legend=legend[:MAX_LEGEND],
         num_more=max(0, len(legend) - MAX_LEGEND),
     )

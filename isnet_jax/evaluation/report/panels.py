@@ -7,6 +7,7 @@ import numpy as np
 
 from isnet_jax.evaluation.report import images
 
+MAX_WHOLE = 25_000_000  # pixels of an image at full size; larger ones take long to compress
 INPUT, GROUND_TRUTH, PREDICTION, ERRORS = "input", "ground truth", "prediction", "errors, in red"
 
 
@@ -18,7 +19,12 @@ class Panel(NamedTuple):
     width: int  # of the whole picture, in pixels
     height: int
     thumbnail: str  # data URI
-    whole: str = ""  # data URI at full size, if the thumbnail is smaller; errors are a layer to lay over the input
+    whole: str  # data URI at full size, "" if the thumbnail is; errors are a layer to lay over the input
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether it is larger than all that the page has of it."""
+        return not self.whole and max(self.width, self.height) > images.THUMBNAIL
 
     @property
     def size(self) -> int:
@@ -47,23 +53,24 @@ def panels(
 
 
 def _photo(image: np.ndarray) -> Panel:
-    whole = images.photo(image) if _is_large(image) else ""
+    whole = images.photo(image) if _has_whole(image) else ""
     return Panel(INPUT, "photo", *_size(image), images.photo(image, images.THUMBNAIL), whole)
 
 
 def _class_map(title: str, classes: np.ndarray, palette: Sequence[Sequence[int]]) -> Panel:
-    whole = images.class_map(classes, palette) if _is_large(classes) else ""
+    whole = images.class_map(classes, palette) if _has_whole(classes) else ""
     return Panel(title, "class-map", *_size(classes), images.class_map(classes, palette, images.THUMBNAIL), whole)
 
 
 def _errors(image: np.ndarray, ground_truth: np.ndarray, prediction: np.ndarray) -> Panel:
     thumbnail = images.error_map(image, ground_truth, prediction, images.THUMBNAIL)
-    whole = images.error_layer(ground_truth, prediction) if _is_large(image) else ""
+    whole = images.error_layer(ground_truth, prediction) if _has_whole(image) else ""
     return Panel(ERRORS, "errors", *_size(image), thumbnail, whole)
 
 
-def _is_large(pixels: np.ndarray) -> bool:
-    return max(pixels.shape[:2]) > images.THUMBNAIL
+def _has_whole(pixels: np.ndarray) -> bool:
+    height, width = pixels.shape[:2]
+    return max(height, width) > images.THUMBNAIL and height * width <= MAX_WHOLE
 
 
 def _size(pixels: np.ndarray) -> tuple[int, int]:

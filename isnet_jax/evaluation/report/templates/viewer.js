@@ -39,6 +39,7 @@
     sides.right.value = titles.includes(right) ? right : titles.at(-1);
     draw("left");
     draw("right");
+    dialog.classList.toggle("single", titles.length === 1);
     pair.style.setProperty("--width", width);
     pair.style.setProperty("--height", height);
     find("h2").textContent = `${current + 1} / ${articles.length}  ${article.dataset.name}`;
