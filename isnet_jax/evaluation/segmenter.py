@@ -3,7 +3,7 @@
 import functools
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
 from isnet_jax import cli
+from isnet_jax import config as configs
 from isnet_jax.config import inference_settings
 from isnet_jax.datasets import decoding, tables
 from isnet_jax.errors import UserError, first_line
@@ -34,7 +35,7 @@ def load(
     or a file that isnet_jax.export wrote (.onnx or .stablehlo, which take no config, ema or best). config: for official
     files and names, which do not say how the network is built and tested: a ConfigDict, or FILE[:BACKBONE] as on the
     command line. ema: the moving averages of a run's weights; best: its best checkpoint. Raises UserError if the
-    checkpoint cannot be read, is of another network, or needs a config.
+    checkpoint cannot be read, is of another network, or needs a config, and for a config that cannot work.
     """
     if exported.is_export(checkpoint):
         given = [f for f, on in (("--config", config is not None), ("--ema", ema), ("--best", best)) if on]
@@ -45,6 +46,8 @@ def load(
             )
         return ExportedSegmenter(*exported.load(checkpoint))
     config = cli.load_config(config) if isinstance(config, str) else config
+    if config is not None:
+        configs.check(config)
     return Segmenter(*predictor.load(os.fspath(checkpoint), config, ema, best))
 
 
@@ -71,15 +74,15 @@ class Segmenter:
         """The colour (r, g, b) of each class."""
         return predictor.class_table(self.config).palette
 
-    def predict(self, images: ImageLike | Sequence[ImageLike], tta: bool = False) -> Mask | list[Mask]:
+    def predict(self, images: ImageLike | Iterable[ImageLike], tta: bool = False) -> Mask | list[Mask]:
         """Masks of class indices, uint8 (H, W), at the size of each image as viewers show it (EXIF orientation).
 
-        A sequence of images gives a list, one image a mask. tta: several scales and flips, as config.test.tta sets
-        them. Raises UserError for an image that cannot be read.
+        Several images, in a list or as Path.glob yields them, give a list of masks. tta: several scales and flips, as
+        config.test.tta sets them. Raises UserError for an image that cannot be read.
         """
         if isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
             return self._run([images], tta, CLASSES)[0]
-        return self._run(images, tta, CLASSES)
+        return self._run(list(images), tta, CLASSES)
 
     def probabilities(
         self, image: ImageLike, top: int | None = None, tta: bool = False

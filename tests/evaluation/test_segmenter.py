@@ -83,6 +83,7 @@ def test_images_of_mixed_sizes_are_predicted_as_if_alone(segmenter, expected):
     images = [noise(*SIZE), noise(30, 40, 1), noise(24, 44, 2)]
     masks = segmenter.predict(images)
     assert isinstance(masks, list) and segmenter.predict([]) == []
+    np.testing.assert_array_equal(next(iter(segmenter.predict(image for image in images))), masks[0])
     for image, mask in zip(images, masks):
         assert mask.shape == image.shape[:2]
         np.testing.assert_array_equal(mask, segmenter.predict(image))
@@ -183,6 +184,14 @@ def test_files_need_a_config(tmp_path):
     (tmp_path / "a.pth").write_bytes(b"")
     with pytest.raises(UserError, match="does not record how the network is built"):
         isnet_jax.load(tmp_path / "a.pth")
+
+
+def test_config_is_checked(tmp_path):
+    (tmp_path / "a.pth").write_bytes(b"")
+    c = configs.default()
+    c.model.num_classes, c.test.batch_size = 8, 0
+    with pytest.raises(UserError, match="config.test.batch_size is 0"):
+        isnet_jax.load(tmp_path / "a.pth", c)
 
 
 def test_class_tables_need_no_tensorflow():
