@@ -21,6 +21,7 @@ from isnet_jax.training.optimizer import make_schedule
 from isnet_jax.training.step import TrainState
 
 SAME_STATE = "model.dropout", "model.dtype", "model.remat"  # the fields of config.model that change no variable
+OTHER_STATE = "train.optimizer", "train.frozen_stages"  # the fields of config.train that change the optimizer's state
 EVALUATION = "data.", "test.", "train_examples", "model.dtype"  # what changes the scores of the same variables
 RESULTS = "results.json", "predictions.png"
 MAX_VALUE, MAX_REASON = 40, 300  # characters of a value in the table, of a mismatch
@@ -119,10 +120,11 @@ def find_changes(directory: str, run_facts: Mapping[str, Any]) -> list[Change]:
 
 
 def _needs_another_state(change: Change) -> bool:
-    """Whether the variables differ, or moving averages would begin or end."""
+    """Whether the variables or the optimizer's state differ, or moving averages would begin or end."""
     if change.field == "train.ema_decay":
         return bool(change.before) != bool(change.now)
-    return change.field.startswith("model.") and change.field not in SAME_STATE
+    is_model = change.field.startswith("model.") and change.field not in SAME_STATE
+    return is_model or change.field in OTHER_STATE
 
 
 def _announce(changes: Sequence[Change], before: ConfigDict, now: ConfigDict, num_examples: int, step: int) -> None:

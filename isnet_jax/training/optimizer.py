@@ -1,6 +1,6 @@
 """The optimizer of a run, its learning rate, and the parameters that it trains."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -43,37 +43,49 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
 
     sgd: weight decay, then momentum, then the learning rate. adamw: decoupled weight decay, with `momentum` and 0.999
     as its betas. Gradients are clipped before the decay; rate factors multiply the whole update, like the learning
-    rates of PyTorch's parameter groups. `init` takes all parameters, `update` those of `split_frozen` that train.
+    rates of PyTorch's parameter groups. `init` takes all parameters, `update` those of `split_frozen` that train. The
+    structure of the state depends on `optimizer` and `frozen_stages` alone, so that a run can go on with other options.
     """
-    decayed = None if config.decay_norms_and_biases else _is_kernel
-    transforms = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    decay = optax.add_decayed_weights(config.weight_decay, None if config.decay_norms_and_biases else _is_kernel)
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     if config.optimizer == "adamw":
-        transforms.append(optax.adamw(schedule, config.momentum, weight_decay=config.weight_decay, mask=decayed))
+        adam, rate = optax.scale_by_adam(config.momentum), optax.scale_by_learning_rate(schedule)
+        optimizer = optax.chain(_stateless(clip), optax.chain(adam, _stateless(decay), rate))
     else:
-        transforms.append(optax.add_decayed_weights(config.weight_decay, decayed))
-        transforms.append(optax.sgd(schedule, config.momentum))
-    for factor, in_backbone in ((config.head_lr_factor, False), (config.backbone_lr_factor, True)):
-        if factor != 1:
-            transforms.append(optax.masked(optax.scale(factor), _is_part(in_backbone)))
-    optimizer = optax.chain(*transforms)
-    if not config.frozen_stages:
-        return optimizer
+        optimizer = optax.chain(_stateless(clip, decay), optax.sgd(schedule, config.momentum))
+
+    def update(grads: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
+        updates, state = optimizer.update(grads, state, params)
+        return _with_rate_factors(updates, config), state
+
     return optax.GradientTransformation(
-        lambda params: optimizer.init(split_frozen(params, config.frozen_stages)[0]), optimizer.update
+        lambda params: optimizer.init(split_frozen(params, config.frozen_stages)[0]), update
     )
+
+
+def _stateless(*transforms: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Their chain, without the empty states of each."""
+    chain = optax.chain(*transforms)
+
+    def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
+        return chain.update(updates, chain.init(params), params)[0], state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _with_rate_factors(updates: Params, config: ConfigDict) -> Params:
+    """Updates times `head_lr_factor` or `backbone_lr_factor`."""
+
+    def scaled(name: str, tree: Params) -> Params:
+        factor = config.backbone_lr_factor if name == "backbone" else config.head_lr_factor
+        return tree if factor == 1 else jax.tree.map(lambda x: factor * x, tree)
+
+    return {name: scaled(name, tree) for name, tree in updates.items()}
 
 
 def _is_kernel(params: Params) -> Params:
     """True for kernels; False for biases, and for the scales of batch norm."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
-
-
-def _is_part(in_backbone: bool) -> Callable[[Params], Params]:
-    """A mask of the backbone's parameters, or of the others."""
-    return lambda params: {
-        name: jax.tree.map(lambda _, name=name: (name == "backbone") == in_backbone, tree)
-        for name, tree in params.items()
-    }
 
 
 def split_frozen(variables: Params, frozen_stages: int) -> tuple[Params, Params]:

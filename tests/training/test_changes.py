@@ -131,6 +131,8 @@ def test_another_config_is_refused_with_the_flag_that_accepts_it(run):
         ),
         ({"model.num_classes": 3}, 18, "model.num_classes: 2 there, 3 now"),
         ({"model.activation": "leaky_relu"}, 18, "model.activation: relu there, leaky_relu now"),
+        ({"train.optimizer": "adamw"}, 18, "train.optimizer: sgd there, adamw now"),
+        ({"train.frozen_stages": 2}, 18, "train.frozen_stages: 0 there, 2 now"),
         ({"train.ema_decay": 0.5}, 18, "train.ema_decay: 0.0 there, 0.5 now"),
         ({"train.epochs": 1}, 18, "step 4, past the last step of this config, 2: .*config.train.epochs to 2 or more"),
         ({}, 9, "past the last step of this config, 3: an epoch has 1. Set config.train.epochs to 4"),

@@ -92,6 +92,30 @@ def test_optimizer_is_that_of_pytorch(fields, torch, x64):
     assert_close(jax.tree.leaves(params), [tensor.detach().numpy() for tensor in tensors], 1e-12)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"clip_norm": 1.0},
+        {"decay_norms_and_biases": False},
+        {"head_lr_factor": 2.0, "backbone_lr_factor": 0.5},
+        {"schedule": "cosine", "warmup_steps": 3},
+        {"momentum": 0.0, "weight_decay": 0.0},
+    ],
+)
+def test_options_leave_the_structure_of_the_state(optimizer, fields):
+    """A run may go on with them, and as in earlier versions: only the optimizer itself has another state."""
+
+    def structure(**fields):
+        config = train_config(optimizer=optimizer, **fields)
+        return jax.tree.structure(make_optimizer(config, make_schedule(config, 10)).init({"backbone": {"kernel": 0.0}}))
+
+    assert structure(**fields) == structure()
+    if optimizer == "sgd":
+        earlier = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(lambda step: 0.1, 0.9))
+        assert structure() == jax.tree.structure(earlier.init({"backbone": {"kernel": 0.0}}))
+
+
 # --- frozen stages -----------------------------------------------------------------------------
 
 
