@@ -73,8 +73,8 @@ def test_the_commands_of_the_page_run(tmp_path, camvid, own_folder, quick_compil
 
     assert "best miou: " in run("Train on your own images")
     assert "stage2_classifier (3 classes there, 11 here)" in run("Fine-tune")
-    assert "train.epochs 1 2" in run("Go on with changes", **{"train.epochs": 2})
-    assert "class weights: sky " in run("Weigh classes")
+    assert "train.epochs 1 2" in run("Resume with changes", **{"train.epochs": 2})
+    assert "class weights: sky " in run("Weight rare classes")
     assert "bfloat16" in run("Train on a small GPU")
     assert run("Sweep") and (tmp_path / "runs/sweep/0.02/results.json").is_file()
     ends = [(command[-2].split("=")[1], command[-1].split("/")[-1]) for command in page["Sweep"]]
