@@ -20,7 +20,7 @@ ABLATIONS = {  # what our network does without
 }
 MODERN, FINE_TUNED = "modern recipe", "fine-tuned"
 VARIANTS: dict[str, dict[str, Any]] = {  # other ways to train the same network
-    MODERN: {  # as configs/modern.py
+    MODERN: {  # like configs/modern.py, for a short run from random weights
         "train.optimizer": "adamw",
         "train.schedule": "cosine",
         "train.base_lr": 1e-3,
