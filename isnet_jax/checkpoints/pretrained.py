@@ -93,6 +93,10 @@ def _load_file(path: str | Path, model: ISNet) -> tuple[dict[str, Any], int]:
     """The same from a file; the number of classes of a backbone is `model`'s."""
     state_dict = state_dicts.read(path)
     if not any(name.startswith("decoder_stage1.") for name in state_dict):
+        parts = {name.partition(".")[0] for name in state_dict}
+        if others := sorted(parts - {"backbone"} if "backbone" in parts else ()):
+            state_dict = {name: array for name, array in state_dict.items() if name.startswith("backbone.")}
+            say(f"{path}: only the backbone is taken, not {', '.join(others)}")
         return backbone_from_torch(state_dict, model), model.num_classes
     source = _with_classes(model, next(iter(getattr(state_dict.get(OFFICIAL_CLASSIFIER), "shape", ())), None))
     return from_torch(state_dict, source), source.num_classes

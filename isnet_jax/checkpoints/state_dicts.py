@@ -13,7 +13,6 @@ from isnet_jax.runtime.console import say
 # Keys under which training scripts save weights, the preferred first, and those of moving averages.
 WRAPPERS = "model", "state_dict", "model_state_dict", "model_state", "network", "net", "module"
 AVERAGES = "model_ema", "ema", "state_dict_ema", "ema_state_dict", "ema_model", "model_ema_state_dict"
-PREFIXES = "module.", "_orig_mod.", "model.", "backbone."  # of all names: DataParallel, torch.compile, other modules
 MAX_DEPTH = 4  # of wrappers and of prefixes
 
 
@@ -43,8 +42,9 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
         if isinstance(name, str) and isinstance(value, np.ndarray) and name != "n_averaged"  # of torch's AveragedModel
     }
     for _ in range(MAX_DEPTH):
-        shared = [prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in arrays)]
-        arrays = {name.removeprefix("".join(shared)): value for name, value in arrays.items()}
+        parts = [name.partition(".") for name in arrays]
+        if len({prefix for prefix, _, _ in parts}) == 1 and all(rest for _, _, rest in parts):
+            arrays = {rest: array for (_, _, rest), array in zip(parts, arrays.values())}
     return arrays
 
 

@@ -98,11 +98,13 @@ def test_backbone_is_loaded_and_the_rest_is_new(tmp_path, capsys):
         if name.startswith("backbone_net.")
     }
     path = tmp_path / "a.safetensors"
-    safetensors_file.write(path, {**state_dict, "head.fc.weight": np.ones((10, 64), np.float32)})
+    others = {"head.fc.weight": np.ones((10, 64)), "decode_head.conv_seg.bias": np.ones(9)}  # mmsegmentation's
+    safetensors_file.write(path, state_dict | others)
     found = load_pretrained(path, model, initial)
     assert_equal(found["params"]["backbone"], variables["params"]["backbone"])
     assert_equal(found["params"]["bottleneck"], initial["params"]["bottleneck"])
     assert f"loaded {len(state_dict)} of " in (out := capsys.readouterr().out)
+    assert "only the backbone is taken, not decode_head, head\n" in out
     assert "new: auxiliary_classifier, auxiliary_head, bottleneck, image_level_context, " in out
 
 

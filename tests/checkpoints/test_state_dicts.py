@@ -23,7 +23,7 @@ def assert_weights(found, expected, factor=1):
 
 
 @FORMATS
-@pytest.mark.parametrize("prefix", ["", "module.", "module.backbone.", "_orig_mod.module.", "model.module."])
+@pytest.mark.parametrize("prefix", ["", "module.", "module.backbone.", "_orig_mod.module.", "net.model."])
 @pytest.mark.parametrize(
     "wrap",
     [
