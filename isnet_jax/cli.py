@@ -4,15 +4,17 @@ Only light modules are imported here: a signal while JAX or TensorFlow is being 
 installed.
 """
 
+import contextlib
 import difflib
+import functools
 import os
 import re
 import runpy
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import flags
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 # Where the recipes are: in an installed package, or beside it in a checkout.
 RECIPES = Path(__file__).parent / "recipes", Path(__file__).parents[1] / "configs"
 USAGE_EXIT_CODE, BROKEN_PIPE_EXIT_CODE = 2, 141
+# What a command line gives for a field of a type.
+KINDS = {bool: "True or False", int: "a whole number", float: "a number", tuple: "in parentheses, as in (1, 2)"}
 
 
 def run(
@@ -143,7 +147,8 @@ def _parse_command_line(
     if needs_config or only_print or any(re.match(r"--?(no)?config\b", arg) for arg in sys.argv[1:]):
         _check_config_arguments(sys.argv)
     if only_print:  # whatever else the command needs
-        flags.FLAGS(_with_config_file(sys.argv), known_only=True)
+        with _translating_flag_errors(sys.argv):
+            flags.FLAGS(_with_config_file(sys.argv), known_only=True)
         configs.check(config_flag.value)
         print("\n".join(configs.lines(config_flag.value)))
         sys.exit(0)
@@ -161,14 +166,19 @@ def _exit_on_broken_pipe() -> NoReturn:
 
 
 def _config_argument(argv: Sequence[str]) -> str:
-    values = [
-        arg.partition("=")[2] if "=" in arg else "".join(argv[i + 1 : i + 2])
-        for i, arg in enumerate(argv)
-        if re.fullmatch(r"--?config(=.*)?", arg)
-    ]
+    values = _values(argv, "config")
     if len(values) != 1:
         raise flags.Error(f"--config=FILE is {'given twice' if values else 'missing'}")
     return values[0]
+
+
+def _values(argv: Sequence[str], flag: str) -> list[str]:
+    """What a command line gives as --FLAG=VALUE or --FLAG VALUE."""
+    return [
+        arg.partition("=")[2] if "=" in arg else "".join(argv[i + 1 : i + 2])
+        for i, arg in enumerate(argv)
+        if re.fullmatch(rf"--?{re.escape(flag)}(=.*)?", arg, re.DOTALL)
+    ]
 
 
 def _with_config_file(argv: Sequence[str]) -> list[str]:
@@ -197,14 +207,32 @@ def _check_config_arguments(argv: Sequence[str]) -> None:
 def _parse_flags(argv: Sequence[str], max_positional: int) -> list[str]:
     """Parses the command line, returns its positional arguments; raises flags.Error for mistakes in it."""
     flags.FLAGS.set_gnu_getopt(True)  # flags may follow positional arguments
-    try:
+    with _translating_flag_errors(argv):
         args = flags.FLAGS(argv)[1:]
-    except flags.UnrecognizedFlagError as error:
-        raise flags.Error(f"there is no flag --{error.flagname}") from None
     if len(args) > max_positional:
         kind = "one positional argument too many" if max_positional else "an argument without a flag"
         raise flags.Error(f"the command line has {kind}: {args[max_positional]}")
     return args
+
+
+@contextlib.contextmanager
+def _translating_flag_errors(argv: Sequence[str]) -> Iterator[None]:
+    """Raises UserError for a value of another type than its field's, and flags.Error for an unknown flag."""
+    try:
+        yield
+    except flags.UnrecognizedFlagError as error:
+        raise flags.Error(f"there is no flag --{error.flagname}") from None
+    except flags.IllegalFlagValueError as error:
+        if m := re.match(r"flag --(config\.[^=]*)=", str(error)):
+            kind = type(_field(load_config(_config_argument(argv)), m[1].partition(".")[2]))
+            value = next(value for value in _values(argv, m[1]) if f"={value}: " in str(error))
+            raise UserError(f"{m[1]} is {value!r:.200}; it must be {KINDS.get(kind, 'of another type')}.") from None
+        raise
+
+
+def _field(config: "ConfigDict", field: str) -> Any:
+    """The value of a field, whose sections are separated by dots."""
+    return functools.reduce(lambda section, name: section[name], field.split("."), config)
 
 
 def _check_field(config: "ConfigDict", field: str) -> None:

@@ -169,7 +169,11 @@ MISTAKES = {
         1,
         "config.train has no field 'epoch'; did you mean 'epochs'",
     ),
-    "wrong type": (["--config=configs/camvid.py", "--config.train.epochs=many"], 2, "config.train.epochs=many"),
+    "wrong type": (
+        ["--config=configs/camvid.py", "--config.train.epochs=many"],
+        1,
+        "is 'many'; it must be a whole number",
+    ),
     "impossible value": (
         ["--config=configs/camvid.py", "--config.train.momentum=1.5"],
         1,
@@ -211,6 +215,18 @@ def test_run_reports_mistakes_found_with_the_data(camvid, tmp_path, field, value
     with pytest.raises(UserError, match=pattern):
         train_and_evaluate(small_config(camvid, **{field: value}), tmp_path / "w")
     assert not (tmp_path / "w" / "config.json").exists()  # the corrected config may have the same workdir
+
+
+@pytest.mark.parametrize(
+    "argument, message",
+    [
+        ("loss.balance_classes=yes", "config.loss.balance_classes is 'yes'; it must be True or False."),
+        ("loss.dice_weight=a=1: b", "config.loss.dice_weight is 'a=1: b'; it must be a number."),
+    ],
+)
+def test_values_of_another_type_are_named(argument, message):
+    code, out, err = run_inside("--config=configs/quickstart.py", f"--config.{argument}", "--print_config")
+    assert (code, out, unwrapped(err)) == (1, "", f"error: {message}")
 
 
 @pytest.mark.parametrize(
