@@ -74,7 +74,7 @@ class Wandb:
 
 
 class MLflow:
-    """A run of an MLflow experiment, on the server or in the folder of MLFLOW_TRACKING_URI."""
+    """A run of an MLflow experiment, on the server or in the store of MLFLOW_TRACKING_URI."""
 
     def __init__(self, experiment: str, workdir: Path, config: Mapping[str, Any]):
         mlflow = import_tracker("mlflow")
