@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,13 +13,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from isnet_jax.errors import UserError
-from isnet_jax.evaluation.predictor import AHEAD_PIXELS, CLASSES, Source, parse_config, reduce_maps
+from isnet_jax.evaluation.predictor import CLASSES, Source, parse_config, read_ahead, reduce_maps
 from isnet_jax.exports import formats
 from isnet_jax.exports.program import SCORE_MAP
-from isnet_jax.input.resizing import resize, target_size, use_one_opencv_thread
+from isnet_jax.input.resizing import target_size, use_one_opencv_thread
 from isnet_jax.models.isnet import ISNet, create_model
 from isnet_jax.runtime import compiler, files, limits
-from isnet_jax.runtime.threads import map_in_order
 
 KINDS = {suffix: kind for kind, suffix in formats.SUFFIXES.items() if suffix}
 RUNTIMES = {"onnx": "onnxruntime", "stablehlo": "StableHLO"}
@@ -96,23 +94,10 @@ class ExportedPredictor:
         self, sources: Sequence[Source], on_failure: Callable[[UserError], None], output: int = CLASSES
     ) -> Iterator[tuple[int, np.ndarray, Any]]:
         """As `Predictor.__call__`."""
-
-        def read(index):
-            source = sources[index]
-            try:
-                image = source.read()
-                return index, image, resize(image, self._input_size(source))
-            except UserError as error:
-                on_failure(error)
-                return index, None, None
-
-        ahead = map_in_order(read, range(len(sources)), lambda index: math.prod(sources[index].size), AHEAD_PIXELS)
-        for index, image, resized in ahead:
-            if image is not None:
-                yield index, image, self._predict(resized, image.shape[:2], output)
-
-    def _input_size(self, source: Source) -> tuple[int, int]:
-        return self._size or target_size(*source.size, self._test.resize, self._test.keep_ratio)
+        test = self._test
+        sizes = [self._size or target_size(*source.size, test.resize, test.keep_ratio) for source in sources]
+        for index, image, resized in read_ahead(sources, sizes, range(len(sources)), on_failure):
+            yield index, image, self._predict(resized, image.shape[:2], output)
 
     def _predict(self, resized: np.ndarray, shape: tuple[int, int], output: int) -> Any:
         """What `output` says, at the resolution `shape`, for an image at the network's resolution."""

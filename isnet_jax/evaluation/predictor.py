@@ -1,8 +1,9 @@
 """Predictions by the network of a checkpoint, for images of mixed sizes."""
 
 import itertools
+import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,41 +167,49 @@ class Predictor:
             height, width = image.shape[:2]
             yield index, image, jax.tree.map(lambda x: x[i, :height, :width], on_host)  # noqa: B023 (used at once)
 
-    def _input_size(self, source: Source) -> tuple[int, int]:
-        """(height, width) of the image as the network sees it."""
-        height, width = target_size(*source.size, self._test.resize, self._test.keep_ratio)
-        return max(height, 1), max(width, 1)
-
     def _batches(
         self, sources: Sequence[Source], on_failure: Callable[[UserError], None]
     ) -> Iterator[tuple[list[tuple[int, np.ndarray]], dict[str, np.ndarray], tuple[int, int]]]:
         """Yields the (index, image) of each batch, the batch, and the padded shape of its predictions."""
-        sizes = np.array([(*self._input_size(source), *source.size) for source in sources])
+        input_sizes = [target_size(*source.size, self._test.resize, self._test.keep_ratio) for source in sources]
+        sizes = np.array([(*input_size, *source.size) for input_size, source in zip(input_sizes, sources)])
         max_buckets = min(self._test.max_shape_buckets, 1 + len(sources) // self._test.batch_size)  # worth compiling
         chosen = buckets.choose_buckets(sizes, max_buckets, (1, OUTPUT_COST))
         shapes = self._shapes.padded(chosen.sizes)
         order = np.argsort(-chosen.which, kind="stable")  # the largest first: too little memory shows at once
-
-        def read(index):
-            source = sources[index]
-            try:
-                image = source.read()
-                return index, image, resize(image, self._input_size(source))
-            except UserError as error:
-                on_failure(error)
-                return index, None, None
-
-        ahead = map_in_order(read, order, lambda index: np.prod(sources[index].size), AHEAD_PIXELS)
+        ahead = read_ahead(sources, input_sizes, order, on_failure)
         for bucket, group in itertools.groupby(ahead, lambda row: chosen.which[row[0]]):
             height, width, output_height, output_width = shapes[bucket]
             num_images = np.count_nonzero(chosen.which == bucket)
             fitting = max(BATCH_PIXELS // (output_height * output_width), 1)
             batch_size = min(self._test.batch_size, num_images, fitting)
             batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
-            rows = (row for row in group if row[1] is not None)
-            while part := list(itertools.islice(rows, batch_size)):
+            while part := list(itertools.islice(group, batch_size)):
                 batch = _pad(part, batch_size, (height, width))
                 yield [(index, image) for index, image, _ in part], batch, (output_height, output_width)
+
+
+def read_ahead(
+    sources: Sequence[Source],
+    input_sizes: Sequence[tuple[int, int]],
+    order: Iterable[int],
+    on_failure: Callable[[UserError], None],
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yields (index, image, image resized to its input size) in `order`, while threads read the next ones.
+
+    on_failure(error): called for each image that cannot be read; it is then skipped.
+    """
+
+    def read(index: int) -> tuple[int, np.ndarray, np.ndarray] | None:
+        try:
+            image = sources[index].read()
+            return index, image, resize(image, input_sizes[index])
+        except UserError as error:
+            on_failure(error)
+            return None
+
+    ahead = map_in_order(read, order, lambda index: math.prod(sources[index].size), AHEAD_PIXELS)
+    return (row for row in ahead if row)
 
 
 def reduce_maps(
