@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jinja2
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
@@ -16,18 +15,12 @@ from isnet_jax.evaluation.pictures import overlay, save_image
 from isnet_jax.input import photometry, pipeline
 from isnet_jax.input.data import Data, open_data
 from isnet_jax.labels import IGNORED
-from isnet_jax.runtime import sharding
+from isnet_jax.runtime import pages, sharding
 from isnet_jax.runtime.console import say
 from isnet_jax.runtime.files import atomic_write_text
 from isnet_jax.training.step import step_keys
 
-ENVIRONMENT = jinja2.Environment(
-    loader=jinja2.PackageLoader("isnet_jax.training"),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+ENVIRONMENT = pages.environment("isnet_jax.training")
 STRIPE = 6  # pixels, of the hatching of ignored pixels
 MEMORY_ADVICE = "lower config.train.global_batch_size"
 
@@ -52,7 +45,7 @@ def browse(config: ConfigDict, title: str, output: Path, first: int, count: int)
         page = ENVIRONMENT.get_template("browse.html").render(
             title=title, config=config, data=data, cards=cards, classes=list(zip(data.class_names, data.palette))
         )
-        atomic_write_text(output / "index.html", page.encode("ascii", "xmlcharrefreplace").decode())
+        atomic_write_text(output / "index.html", pages.as_ascii(page))
     say(f"{len(cards)} examples of steps {first} to {stop} of {data.total_steps}: {output / 'index.html'}")
 
 

@@ -9,25 +9,18 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
-
 from isnet_jax.errors import UserError
 from isnet_jax.evaluation import protocols, published, results
 from isnet_jax.evaluation.metrics import percent
 from isnet_jax.evaluation.report.formatting import change_from, labelled
 from isnet_jax.evaluation.report.sections import header, sections
 from isnet_jax.evaluation.results import Results
+from isnet_jax.runtime import pages
 from isnet_jax.runtime.console import say
 from isnet_jax.runtime.files import atomic_write_text
 
 MAX_OTHERS = 7  # evaluations to compare with; more columns fit no page
-ENVIRONMENT = jinja2.Environment(
-    loader=jinja2.PackageLoader("isnet_jax.evaluation.report"),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+ENVIRONMENT = pages.environment("isnet_jax.evaluation.report")
 ENVIRONMENT.filters |= {"percent": percent, "change_from": change_from, "zip": zip}
 
 
@@ -74,7 +67,7 @@ def recipe_row(evaluations: Sequence[Results]) -> str | None:
 
 
 def render(evaluation: Results, *others: Results) -> str:
-    """The page, in ASCII, so that no encoding can garble it.
+    """The page, in ASCII.
 
     others: evaluations to compare with. Raises UserError unless they are of the same images and classes. The page's
     content security policy allows the text of viewer.js alone to run, and no address to be loaded.
@@ -87,4 +80,4 @@ def render(evaluation: Results, *others: Results) -> str:
         directory=evaluation.directory.resolve(),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-    return page.encode("ascii", "xmlcharrefreplace").decode()
+    return pages.as_ascii(page)
