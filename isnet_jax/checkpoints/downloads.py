@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import hashlib
 import http.client
 import os
 import re
@@ -15,7 +14,7 @@ from typing import NamedTuple
 import tqdm
 
 from isnet_jax.errors import UserError
-from isnet_jax.runtime import distributed
+from isnet_jax.runtime import distributed, files
 from isnet_jax.runtime.console import say
 
 OFFLINE = "ISNET_JAX_OFFLINE"  # the environment variable that forbids downloads
@@ -111,7 +110,7 @@ def _obtain(name: str, path: Path) -> None:
             raise UserError(
                 f"{name} cannot be downloaded ({reason}). Run the command again to continue, or {by_hand}."
             ) from None
-    elif not _digest(path).startswith(source.sha256):
+    elif not files.sha256(path).startswith(source.sha256):
         raise UserError(f"{path} is not {source.url}: its SHA-256 is not {source.sha256}. Delete it, and run again.")
 
 
@@ -143,7 +142,7 @@ def _download(source: Source, path: Path) -> None:
             is_refusal = isinstance(error, urllib.error.HTTPError) and error.code < 500
             if is_refusal or attempt == ATTEMPTS - 1:
                 raise
-    digest = _digest(partial)
+    digest = files.sha256(partial)
     if not digest.startswith(source.sha256):
         partial.unlink()
         raise OSError(f"its SHA-256 is {digest}, not {source.sha256}: it is damaged, or another file")
@@ -194,8 +193,3 @@ def _store(response: http.client.HTTPResponse, partial: Path, start: int, total:
         os.fsync(file.fileno())
     if start < total:
         raise OSError(f"the connection ended after {start / 1e6:.0f} of {total / 1e6:.0f} MB")
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

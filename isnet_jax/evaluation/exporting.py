@@ -1,7 +1,6 @@
 """Exports the network of a checkpoint: one file that other runtimes run, described by a JSON file beside it."""
 
 import contextlib
-import hashlib
 import importlib.metadata
 import json
 import platform
@@ -68,7 +67,7 @@ def export_checkpoint(
             formats.write(kind, partial, program, image, _onnx_metadata(facts))
             facts["compared"] = _compare(formats.open_to_run(kind, partial), program, exact, scores, size, output)
             if partial.is_file():
-                facts["sha256"] = hashlib.sha256(partial.read_bytes()).hexdigest()
+                facts["sha256"] = files.sha256(partial)
         files.atomic_write_text(description_path(path), json.dumps(facts, indent=1) + "\n")
     say(f"{_megabytes(path):.1f} MB: {output}; described in {description_path(path)}")
 
@@ -184,12 +183,17 @@ def _compare(
 
     exact: the program in float32. Raises UserError if the file is further from the program than rounding explains.
     """
-    reference, names = jax.jit(program), (OUTPUTS[scores], SCORE_MAP)
-    exact_reference = reference if exact is program else jax.jit(exact)
+    reference, exact_reference, names = jax.jit(program), jax.jit(exact), (OUTPUTS[scores], SCORE_MAP)
+
+    def compute(function, image):
+        outputs = function(image)
+        return [np.asarray(outputs[name]) for name in names]
+
     largest, deviation, differing, pixels = 0.0, 0.0, 0, 0
     for seed, shape in enumerate([size] * 3 if size else SIZES):
         image = _test_image(*shape, seed)
-        expected, rounded = ([np.asarray(f(image)[name]) for name in names] for f in (reference, exact_reference))
+        expected = compute(reference, image)
+        rounded = expected if exact is program else compute(exact_reference, image)
         found = run(image, names)
         for name, theirs, ours, in_float32 in zip(names, found, expected, rounded):
             _require_close(f"{output}: {name}", theirs, ours, ROUNDING + 2 * _distance(ours, in_float32))

@@ -1,6 +1,6 @@
 """The program that an export holds: RGB uint8 images in, their classes or scores at the same resolution out.
 
-Normalisation is inside; resizing photographs to the network's input is not (exports/description.py states it).
+Normalisation is inside; resizing photographs to the network's input is not: the file's description says how.
 """
 
 from collections.abc import Callable, Mapping

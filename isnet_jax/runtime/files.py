@@ -48,6 +48,12 @@ def atomic_write_text(path: Path, text: str) -> None:
         os.fsync(file.fileno())  # or it may be empty after a power cut
 
 
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file in hexadecimal digits; raises OSError, also for what is no regular file."""
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def require_inside(root: str | Path, *paths: str | Path) -> None:
     """Raises UserError if a symbolic link makes one of `paths`, below the directory `root`, lead out of it."""
     for path in paths:
