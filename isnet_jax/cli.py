@@ -6,7 +6,6 @@ installed.
 
 import contextlib
 import difflib
-import functools
 import os
 import re
 import runpy
@@ -14,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from absl import flags
 
@@ -223,16 +222,13 @@ def _translating_flag_errors(argv: Sequence[str]) -> Iterator[None]:
     except flags.UnrecognizedFlagError as error:
         raise flags.Error(f"there is no flag --{error.flagname}") from None
     except flags.IllegalFlagValueError as error:
+        from isnet_jax.config import value_of
+
         if m := re.match(r"flag --(config\.[^=]*)=", str(error)):
-            kind = type(_field(load_config(_config_argument(argv)), m[1].partition(".")[2]))
+            kind = type(value_of(load_config(_config_argument(argv)), m[1].removeprefix("config.")))
             value = next(value for value in _values(argv, m[1]) if f"={value}: " in str(error))
             raise UserError(f"{m[1]} is {value!r:.200}; it must be {KINDS.get(kind, 'of another type')}.") from None
         raise
-
-
-def _field(config: "ConfigDict", field: str) -> Any:
-    """The value of a field, whose sections are separated by dots."""
-    return functools.reduce(lambda section, name: section[name], field.split("."), config)
 
 
 def _check_field(config: "ConfigDict", field: str) -> None:

@@ -1,7 +1,7 @@
 """Configs: fields with their defaults, checks, and what earlier versions recorded."""
 
 from isnet_jax.config.checks import check, split_metric
-from isnet_jax.config.fields import default
+from isnet_jax.config.fields import default, value_of
 from isnet_jax.config.recorded import RENAMED, changes, differences, upgrade
 from isnet_jax.config.settings import inference_settings, lines, unofficial_options
 
@@ -16,4 +16,5 @@ __all__ = [
     "split_metric",
     "unofficial_options",
     "upgrade",
+    "value_of",
 ]

@@ -1,14 +1,13 @@
 """The checks of a config, which come before any work."""
 
 import contextlib
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from isnet_jax.config.fields import default
+from isnet_jax.config.fields import default, value_of
 from isnet_jax.errors import UserError
 
 MAX_TEXT = 4096  # characters of a value, the longest path
@@ -39,7 +38,7 @@ def check(config: ConfigDict) -> None:
 def _require(config: ConfigDict, fields: str, what: str, holds: Callable[[Any], bool]) -> None:
     """Raises UserError unless `holds(value)` for each of the fields, names separated by spaces."""
     for field in fields.split():
-        value = functools.reduce(lambda section, name: section[name], field.split("."), config)
+        value = value_of(config, field)
         with contextlib.suppress(TypeError):  # the elements of a tuple may be of any type
             if holds(value):
                 continue

@@ -1,5 +1,8 @@
 """Every field of a config with its default."""
 
+import functools
+from typing import Any
+
 from ml_collections import ConfigDict, config_dict
 
 from isnet_jax.errors import UserError
@@ -115,3 +118,8 @@ def default(backbone: str = "resnet50") -> ConfigDict:
         }
     )
     return config.lock()  # a mistyped field in a config file is an error, too
+
+
+def value_of(config: ConfigDict, field: str) -> Any:
+    """The value of a field, or a section, whose names are separated by dots, as in "train.base_lr"."""
+    return functools.reduce(lambda section, name: section[name], field.split("."), config)

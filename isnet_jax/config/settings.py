@@ -4,7 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from isnet_jax.config.fields import default
+from isnet_jax.config.fields import default, value_of
 from isnet_jax.config.recorded import ADDED
 
 
@@ -37,12 +37,7 @@ def unofficial_options(config: ConfigDict) -> list[str]:
     """Lines "FIELD=VALUE" for the options of loss and optimizer that are on; the official recipes leave all off."""
     off = default()
     fields = [f"loss.{name}" for name in off.loss] + [field for field in ADDED if field.startswith("train.")]
-    options = []
-    for field in fields:
-        section, _, name = field.partition(".")
-        if config[section][name] != off[section][name]:
-            options.append(f"{field}={config[section][name]}")
-    return options
+    return [f"{field}={value_of(config, field)}" for field in fields if value_of(config, field) != value_of(off, field)]
 
 
 def lines(config: ConfigDict) -> list[str]:
