@@ -18,6 +18,7 @@ from isnet_jax.errors import UserError
 from isnet_jax.labels import IGNORED, flipped_classes
 from isnet_jax.models.isnet import ISNet
 from isnet_jax.models.layers import Sizes, apply_mask, interpolation_matrix, precision, resize, valid_mask
+from isnet_jax.models.losses import cross_entropy
 
 BLOCK_ROWS = 64  # rows of the output resized at once
 
@@ -93,11 +94,9 @@ def predict_classes_and_loss(
 
     def classes_and_loss(scores, block_labels):
         classes = scores.argmax(-1).astype(jnp.uint8)
-        logits = scores / len(maps)
-        is_label = block_labels[..., None] == jnp.arange(logits.shape[-1])  # as in models/losses
-        loss = jax.nn.logsumexp(logits, axis=-1) - jnp.where(is_label, logits, 0).sum(-1)
+        loss, _ = cross_entropy(scores / len(maps), block_labels)  # XLA drops the gradient
         # Sums of each image: a sum over the batch would wait for all devices, block by block.
-        return classes, jnp.where(block_labels == IGNORED, 0, loss).sum((1, 2))
+        return classes, loss.sum((1, 2))
 
     blocks, losses = _map_blocks(classes_and_loss, maps, labels.shape[1:], output_size, label_blocks)
     return _join_blocks(blocks, labels.shape[1]), losses.sum()

@@ -56,7 +56,7 @@ def _forward(logits, labels, class_weights, label_smoothing):
     def add_block(state, block):
         (totals, grad), (block_rows, block_labels) = state, block
         x = _resize(logits, block_rows, columns)
-        loss, x_grad = _cross_entropy(x, block_labels, class_weights, label_smoothing)
+        loss, x_grad = cross_entropy(x, block_labels, class_weights, label_smoothing)
         x_grad = _transposed_resize(x_grad, block_rows, columns)
         return (totals + loss.sum((1, 2)), grad + x_grad), None
 
@@ -66,8 +66,13 @@ def _forward(logits, labels, class_weights, label_smoothing):
     return totals.sum(), grad
 
 
-def _cross_entropy(x, labels, class_weights, label_smoothing):
-    """The loss (B, H, W) of logits x (B, H, W, K), 0 where ignored, and its gradient (B, H, W, K)."""
+def cross_entropy(
+    x: Float[Array, "b h w k"],
+    labels: Integer[Array, "b h w"],
+    class_weights: Sequence[float] = (),
+    label_smoothing: float = 0.0,
+) -> tuple[Float[Array, "b h w"], Float[Array, "b h w k"]]:
+    """The loss of each pixel of logits x, 0 where it is ignored, and its gradient; options as in config.loss."""
     x = x - x.max(-1, keepdims=True)
     # A comparison instead of a gather: one pass over x.
     is_label, counts = labels[..., None] == jnp.arange(x.shape[-1]), labels != IGNORED
@@ -112,9 +117,7 @@ def _class_sums(logits, labels):
     rows, columns, label_blocks = _blocks(logits, labels)
 
     def add_block(sums, block):
-        block_rows, block_labels = block
-        p = jax.nn.softmax(_resize(logits, block_rows, columns))
-        is_label, counts = block_labels[..., None] == jnp.arange(p.shape[-1]), (block_labels != IGNORED)[..., None]
+        p, is_label, counts = _probabilities(logits, columns, *block)
         parts = jnp.where(is_label, p, 0), jnp.where(counts, p, 0), is_label.astype(p.dtype)
         return tuple(total + part.sum((1, 2)) for total, part in zip(sums, parts)), None
 
@@ -128,12 +131,10 @@ def _class_sums_backward(residuals, cotangents):
     rows, columns, label_blocks = _blocks(logits, labels)
 
     def add_block(grad, block):
-        block_rows, block_labels = block
-        p = jax.nn.softmax(_resize(logits, block_rows, columns))
-        is_label, counts = block_labels[..., None] == jnp.arange(p.shape[-1]), (block_labels != IGNORED)[..., None]
+        p, is_label, counts = _probabilities(logits, columns, *block)
         p_grad = jnp.where(counts, jnp.where(is_label, overlap_grad, 0) + predicted_grad, 0)
         x_grad = p * (p_grad - (p * p_grad).sum(-1, keepdims=True))
-        return grad + _transposed_resize(x_grad, block_rows, columns), None
+        return grad + _transposed_resize(x_grad, block[0], columns), None
 
     return lax.scan(add_block, jnp.zeros_like(logits), (rows, label_blocks))[0], None
 
@@ -163,10 +164,8 @@ def _label_probabilities(logits, labels):
     rows, columns, label_blocks = _blocks(logits, labels)
 
     def of_block(_, block):
-        block_rows, block_labels = block
-        p = jax.nn.softmax(_resize(logits, block_rows, columns))
-        is_label = block_labels[..., None] == jnp.arange(p.shape[-1])
-        return None, jnp.where(block_labels == IGNORED, jnp.inf, jnp.where(is_label, p, 0).sum(-1))
+        p, is_label, counts = _probabilities(logits, columns, *block)
+        return None, jnp.where(counts[..., 0], jnp.where(is_label, p, 0).sum(-1), jnp.inf)
 
     blocks = lax.scan(of_block, None, (rows, label_blocks))[1]  # (blocks, B, block, W)
     return blocks.swapaxes(0, 1).reshape(len(labels), -1, labels.shape[2])[:, : labels.shape[1]]
@@ -186,6 +185,12 @@ def _order_statistic(values: Array, rank: Array) -> Array:
 
     found = lax.fori_loop(0, 8 * integer.itemsize - 1, set_bit, jnp.zeros((), integer))
     return lax.bitcast_convert_type(found, values.dtype)
+
+
+def _probabilities(logits: Array, columns: Array, block_rows: Array, block_labels: Array) -> tuple[Array, Array, Array]:
+    """Of a block: probabilities (B, rows, W, K), which of them are the label's, and which pixels (..., 1) count."""
+    p = jax.nn.softmax(_resize(logits, block_rows, columns))
+    return p, block_labels[..., None] == jnp.arange(p.shape[-1]), (block_labels != IGNORED)[..., None]
 
 
 def _resize(logits: Array, block_rows: Array, columns: Array) -> Array:
