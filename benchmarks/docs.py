@@ -1,5 +1,6 @@
 """Writes generated text between the markers of a Markdown file, `<!-- name:begin -->` and `<!-- name:end -->`."""
 
+import argparse
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,6 +30,15 @@ def write_section(path: Path, name: str, content: str) -> None:
 def as_code(lines: Iterable[str]) -> str:
     """The lines as an indented code block."""
     return "\n".join(f"    {line}".rstrip() for line in lines)
+
+
+def parse_args(usage: str | None) -> dict[str, Any]:
+    """The flags --backbone, --quick and --write of a command line."""
+    parser = argparse.ArgumentParser(description=usage, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="resnet50")
+    for flag in ("--quick", "--write"):
+        parser.add_argument(flag, action="store_true")
+    return vars(parser.parse_args())
 
 
 class Section:

@@ -9,7 +9,6 @@ Seconds are CPU seconds, the least of five steps in float32: other work on the m
 what the compiled program asks for, XLA's temporaries, and the optimizer's state.
 """
 
-import argparse
 import os
 import time
 
@@ -74,8 +73,4 @@ def main(backbone: str, quick: bool, write: bool) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default="resnet50")
-    for flag in ("--quick", "--write"):
-        parser.add_argument(flag, action="store_true")
-    main(**vars(parser.parse_args()))
+    main(**docs.parse_args(__doc__))

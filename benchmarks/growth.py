@@ -11,7 +11,6 @@ between the two largest. Several devices share the cores of one CPU, so only the
 reported; the global batch is the same for all of them.
 """
 
-import argparse
 import itertools
 import multiprocessing
 import os
@@ -171,8 +170,4 @@ def main(backbone: str, quick: bool, write: bool) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default="resnet50")
-    for flag in ("--quick", "--write"):
-        parser.add_argument(flag, action="store_true")
-    main(**vars(parser.parse_args()))
+    main(**docs.parse_args(__doc__))

@@ -12,6 +12,22 @@ NAMES = ["road", "sky", "car", "bus"]  # bus occurs nowhere
 PALETTE = [[128, 64, 128], [70, 130, 180], [0, 0, 142], [0, 60, 100]]
 
 
+def mixed_sizes(sizes, label_sizes, num_classes, shape, label_shape):
+    """A padded batch of random images and labels of these sizes; one label in num_classes + 1 is ignored."""
+    rng, count = np.random.default_rng(0), len(sizes)
+    batch = {
+        "image": np.zeros((count, *shape, 3), np.uint8),
+        "label": np.full((count, *label_shape), 255, np.uint8),
+        "image_size": np.array(sizes),
+        "label_size": np.array(label_sizes),
+        "index": np.arange(count),
+    }
+    for i, ((h, w), (label_h, label_w)) in enumerate(zip(sizes, label_sizes)):
+        batch["image"][i, :h, :w] = rng.integers(0, 256, (h, w, 3))
+        batch["label"][i, :label_h, :label_w] = rng.choice([*range(num_classes), 255], (label_h, label_w))
+    return batch
+
+
 def write_evaluation(directory, names, ground_truths, predictions, **changes):
     """Writes an evaluation of images with these names, ground truths and predictions (H, W)."""
     (directory / "predictions").mkdir(parents=True)

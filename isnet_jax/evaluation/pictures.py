@@ -30,6 +30,13 @@ def colorize(classes: np.ndarray, palette: ArrayLike) -> np.ndarray:
     return table[classes]
 
 
+def indexed(classes: np.ndarray, palette: Sequence[Sequence[int]]) -> Image.Image:
+    """Classes uint8 (H, W) as an image of indices, shown in the colours of `colorize`."""
+    picture = Image.fromarray(classes)
+    picture.putpalette(colorize(np.arange(256), palette).tobytes())  # "L" becomes "P", the indices stay
+    return picture
+
+
 def overlay(image: np.ndarray, prediction: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
     """uint8 (H, W, 3): the mean of the image and the colours of its prediction (H, W), with white outlines."""
     colors = colorize(prediction, palette)

@@ -103,9 +103,7 @@ def _write(
     if file_values:
         pictures.save_image(prediction_path, Image.fromarray(np.array(file_values, np.uint8)[prediction]))
     else:
-        indices = Image.fromarray(prediction)
-        indices.putpalette(pictures.colorize(np.arange(256), palette).tobytes())
-        pictures.save_image(prediction_path, indices)
+        pictures.save_image(prediction_path, pictures.indexed(prediction, palette))
         pictures.save_image(overlay_path, Image.fromarray(pictures.overlay(image, prediction, palette)), quality=90)
     if isinstance(result, tuple):
         classes, probabilities = result

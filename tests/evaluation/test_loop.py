@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import random_variables
+from small_evaluation import mixed_sizes
 
 from isnet_jax import create_model
 from isnet_jax.evaluation import inference, metrics
@@ -87,19 +88,8 @@ def test_evaluate_of_mixed_sizes_over_devices_equals_single_images(name, tiny_ne
     """Padded batches on 8, 2 and 1 devices give the same counts as each image alone, unpadded."""
     model = create_model({"backbone": "resnet18", "num_classes": 5, "shortcut": name == "shortcut", "dtype": "float64"})
     variables = random_variables(model, dtype=np.float64)
-    rng = np.random.default_rng(0)
     sizes = [(33, 49), (40, 56), (35, 41), (40, 56), (33, 49), (35, 41), (40, 56), (33, 49)]
-    batch = {
-        "image": np.zeros((8, 40, 56, 3), np.uint8),
-        "label": np.full((8, 40, 56), 255, np.uint8),
-        "image_size": np.array(sizes),
-        "label_size": np.array(sizes),
-        "index": np.arange(8),
-    }
-    for i, (h, w) in enumerate(sizes):
-        batch["image"][i, :h, :w] = rng.integers(0, 256, (h, w, 3))
-        batch["label"][i, :h, :w] = rng.integers(0, 6, (h, w))
-    batch["label"][batch["label"] == 5] = 255
+    batch = mixed_sizes(sizes, sizes, 5, (40, 56), (40, 56))
     plan = [EvalBatch((40, 56), (40, 56), True, np.arange(8))]
     results = {}
     for devices in (8, 2, 1) if name == "single" else (8,):

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from cases import random_variables
+from small_evaluation import mixed_sizes
 
 from isnet_jax import create_model
 from isnet_jax.evaluation.loop import evaluate, make_eval_step
@@ -21,17 +22,7 @@ LABEL_SIZES = [(75, 98), (80, 112), (70, 82), (80, 112)] * 2
 @pytest.fixture(scope="module")
 def batch():
     """Eight padded images of three sizes, with labels of other sizes; the last image has no labels at all."""
-    rng = np.random.default_rng(0)
-    arrays = {
-        "image": np.zeros((8, 40, 56, 3), np.uint8),
-        "label": np.full((8, 80, 112), 255, np.uint8),
-        "image_size": np.array(SIZES),
-        "label_size": np.array(LABEL_SIZES),
-        "index": np.arange(8),
-    }
-    for i, ((h, w), (label_h, label_w)) in enumerate(zip(SIZES, LABEL_SIZES)):
-        arrays["image"][i, :h, :w] = rng.integers(0, 256, (h, w, 3))
-        arrays["label"][i, :label_h, :label_w] = rng.choice([0, 1, 2, 3, 4, 255], (label_h, label_w))
+    arrays = mixed_sizes(SIZES, LABEL_SIZES, 5, (40, 56), (80, 112))
     arrays["label"][7] = 255
     return arrays
 

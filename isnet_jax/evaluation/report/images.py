@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from isnet_jax.evaluation import pictures
 from isnet_jax.labels import IGNORED
 
 THUMBNAIL = 480  # pixels of its longer side
@@ -26,10 +27,7 @@ def photo(pixels: np.ndarray, max_side: int | None = None) -> str:
 
 def class_map(classes: np.ndarray, palette: Sequence[Sequence[int]], max_side: int | None = None) -> str:
     """Classes (H, W) as a PNG in the colours of the palette, scaled as in `photo`; ignored pixels are black."""
-    colors = np.zeros((256, 3), np.uint8)
-    colors[: len(palette)] = palette
-    picture = Image.fromarray(np.asarray(classes, np.uint8)).convert("L")
-    picture.putpalette(colors.tobytes())  # "L" becomes "P", the indices stay
+    picture = pictures.indexed(np.asarray(classes, np.uint8), palette)
     return _data_uri(_shrunk(picture, max_side, Image.Resampling.NEAREST), "png", optimize=True)
 
 
