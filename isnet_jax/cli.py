@@ -141,6 +141,7 @@ def _parse_command_line(
     if {"--help", "-h", "--helpfull"} & set(sys.argv[1:]):
         print(usage.strip())
         sys.exit(0)
+    sys.argv[1:] = map(_with_home, sys.argv[1:])
     config_flag = config_flags.DEFINE_config_file("config")
     only_print = any(re.fullmatch("--?print_config", arg) for arg in sys.argv[1:])
     if needs_config or only_print or any(re.match(r"--?(no)?config\b", arg) for arg in sys.argv[1:]):
@@ -157,6 +158,12 @@ def _parse_command_line(
     if config is not None:
         configs.check(config)
     return config, args
+
+
+def _with_home(argument: str) -> str:
+    """The argument with the home directory in place of a ~ after "=", where many shells leave it."""
+    flag, equals, value = argument.partition("=")
+    return f"{flag}={os.path.expanduser(value)}" if equals and flag.startswith("-") else argument
 
 
 def _exit_on_broken_pipe() -> NoReturn:
@@ -216,7 +223,7 @@ def _parse_flags(argv: Sequence[str], max_positional: int) -> list[str]:
 
 @contextlib.contextmanager
 def _translating_flag_errors(argv: Sequence[str]) -> Iterator[None]:
-    """Raises UserError for a value of another type than its field's, and flags.Error for an unknown flag."""
+    """Raises UserError for a value of another type than its field's, and flags.Error for an unknown or missing flag."""
     try:
         yield
     except flags.UnrecognizedFlagError as error:
@@ -228,6 +235,8 @@ def _translating_flag_errors(argv: Sequence[str]) -> Iterator[None]:
             kind = type(value_of(load_config(_config_argument(argv)), m[1].removeprefix("config.")))
             value = next(value for value in _values(argv, m[1]) if f"={value}: " in str(error))
             raise UserError(f"{m[1]} is {value!r:.200}; it must be {KINDS.get(kind, 'of another type')}.") from None
+        if m := re.match(r"flag --(\w+)=None: ", str(error)):
+            raise flags.Error(f"--{m[1]} is missing") from None
         raise
 
 

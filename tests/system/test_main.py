@@ -229,6 +229,15 @@ def test_values_of_another_type_are_named(argument, message):
     assert (code, out, unwrapped(err)) == (1, "", f"error: {message}")
 
 
+def test_home_directories_and_missing_flags(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    arguments = "--config=configs/camvid.py", "--input=~/isnet.pth"
+    code, _, err = run_inside(*arguments, "--output=~/out", module="convert")
+    assert code == 1 and f"--input={tmp_path}/isnet.pth does not exist" in unwrapped(err)
+    code, _, err = run_inside(*arguments, module="convert")
+    assert code == 2 and err.startswith("error: --output is missing\n\n")
+
+
 @pytest.mark.parametrize(
     "line, pattern",
     [
