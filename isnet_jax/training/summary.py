@@ -35,8 +35,7 @@ from isnet_jax.training.step import (
 )
 
 GIB = 2**30
-COMPILED = "on TPUs, XLA needs 0.6 (bfloat16) to 1.0 (float32) times as much"  # the recipes in docs/performance.md
-COMPILED_WITH_REMAT = "the block that is being recomputed comes on top"
+COMPILED, COMPILED_WITH_REMAT = "XLA fuses some of it away", "the block that is being recomputed comes on top"
 
 
 class Block(NamedTuple):
