@@ -13,7 +13,7 @@ def get_config(backbone="resnet18"):
     c.data.eval_split = "test"
     c.augment.resize = (160, 120)
     c.augment.crop_size = (96, 128)
-    c.train.global_batch_size = 8
-    c.train.epochs = 24
+    c.train.global_batch_size = 4
+    c.train.epochs = 16
     c.test.resize = (160, 120)
     return c
