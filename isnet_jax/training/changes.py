@@ -51,7 +51,9 @@ class Origin:
         self._source = None if manager.checkpoint_paths(workdir) else resumption.source
         self._best = resumption.best
         self._run = os.path.abspath(self._source or workdir)
-        self._changes = find_changes(self._run, run_facts) if self._source or resumption.with_changes else []
+        has_run = manager.checkpoint_paths(workdir) or (Path(workdir) / CONFIG_FILE).exists()
+        resumes = self._source or resumption.with_changes and has_run
+        self._changes = find_changes(self._run, run_facts) if resumes else []
 
     @property
     def changes_workdir(self) -> bool:

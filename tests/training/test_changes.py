@@ -164,6 +164,15 @@ def test_workdir_without_checkpoints_takes_any_config(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["model"]["backbone"] == "resnet34"
 
 
+def test_run_begins_in_an_empty_workdir_even_with_changes_allowed(tmp_path):
+    c = make_config()
+    origin = Origin(tmp_path / "new", facts(c), WITH_CHANGES)
+    with Checkpoints(tmp_path / "new", facts(c), with_changes=origin.changes_workdir) as checkpoints:
+        assert origin.restore(checkpoints, state_at(0)) is None
+        origin.adopt(checkpoints, c, 18, state_at(0))
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["model"] == c.model.to_dict()
+
+
 def test_new_workdir_goes_on_from_another_run(run, tmp_path, capsys):
     """Which stays as it is; the same command then resumes the new one, and too few epochs leave nothing behind."""
     before, resumption = content(run), Resumption(source=str(run))
