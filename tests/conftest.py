@@ -32,12 +32,14 @@ import pytest
 # A job in the background ignores Ctrl-C, and so would the commands that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-GIB_PER_WORKER, MAX_GIB_BETWEEN_TESTS = 2, 1.2
+GIB = 2**30
+GIB_PER_WORKER = 2
+GIB_BETWEEN_TESTS, MIN_GIB_TO_FREE = 1.2, 0.3  # freeing takes most of a second, libraries alone about a GiB
 
 
 def pytest_xdist_auto_num_workers(config):
     """A worker for each core and each 2 GiB of free memory."""
-    return max(1, min(os.cpu_count(), psutil.virtual_memory().available // (GIB_PER_WORKER * 2**30)))
+    return max(1, min(os.cpu_count(), psutil.virtual_memory().available // (GIB_PER_WORKER * GIB)))
 
 
 def pytest_collection_modifyitems(items):
@@ -103,11 +105,19 @@ def free_memory_after_module(request):
     free_memory(request.module)
 
 
+@pytest.fixture(scope="session")
+def memory_limit():
+    """Bytes of this process above which memory is freed after a test, as a list of one number."""
+    return [GIB_BETWEEN_TESTS * GIB]
+
+
 @pytest.fixture(autouse=True)
-def free_memory_above_limit(request):
+def free_memory_above_limit(request, memory_limit):
     yield
-    if psutil.Process().memory_info().rss > MAX_GIB_BETWEEN_TESTS * 2**30:
+    process = psutil.Process()
+    if process.memory_info().rss > memory_limit[0]:
         free_memory(request.module)
+        memory_limit[0] = max(GIB_BETWEEN_TESTS * GIB, process.memory_info().rss + MIN_GIB_TO_FREE * GIB)
 
 
 def free_memory(test_module):
