@@ -27,11 +27,13 @@ TURNS = {  # orientation: whether the rows of the stored image are reversed, the
     8: (False, True, True),
 }
 UPRIGHT = False, False, False
+TILES_ADVICE = f" predict --tile=1024 takes up to {limits.MAX_TILED_PIXELS // 10**6} megapixels."
 BITS, COMPRESSION, PLANES = 258, 259, 284  # TIFF tags
 TIFF_STARTS = b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"
 # Suffixes of photographs and films that Pillow does not read.
 UNREADABLE = (".heic", ".heif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".psd", ".mp4", ".mov", ".avi")
 DEEP_MODES = ("I", "F")  # of Pillow: 32 bits, without a scale
+BAND_PIXELS = 2**22  # converted at a time: a large image is in memory twice, not four times
 
 
 class Header(NamedTuple):
@@ -41,28 +43,30 @@ class Header(NamedTuple):
     orientation: int  # of the stored image, as in EXIF; 1 is upright
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, max_pixels: int | None = None) -> Header:
     """The header of an image file, read without decoding pixels.
 
-    Raises UserError if the file cannot be read, is not an image of FORMATS, or is too large.
+    Raises UserError if the file cannot be read, is not an image of FORMATS, or has more than `max_pixels`, by default
+    limits.MAX_PIXELS.
     """
     try:
-        limits.check_file(path)
-        with path.open("rb") as file, limits.open_image(file, FORMATS) as image:
+        limits.check_file(path, max_pixels)
+        with path.open("rb") as file, limits.open_image(file, FORMATS, max_pixels) as image:
             orientation = read_orientation(image, file)
             size = stored_size(image, orientation)
     except Exception as error:  # Pillow raises a wide mix on damaged files
-        raise _user_error(path, error) from None
+        is_bomb = isinstance(error, Image.DecompressionBombError)
+        raise _user_error(path, error, TILES_ADVICE if is_bomb and not max_pixels else "") from None
     return Header(size[::-1] if orientation >= 5 else size, orientation)
 
 
-def decode(path: Path, header: Header) -> np.ndarray:
+def decode(path: Path, header: Header, max_pixels: int | None = None) -> np.ndarray:
     """The upright RGB image uint8 (height, width, 3) of a file whose header was read before.
 
-    Raises UserError if the file is damaged, or its size is no longer that of `header`.
+    Raises UserError if the file is damaged, its size is no longer that of `header`, or as `read_header` does.
     """
     try:
-        pixels = turned(to_rgb(limits.read(path)), header.orientation)
+        pixels = turned(to_rgb(limits.read(path, max_pixels), max_pixels), header.orientation)
     except Exception as error:
         raise _user_error(path, error) from None
     if pixels.shape[:2] != header.size:
@@ -70,17 +74,17 @@ def decode(path: Path, header: Header) -> np.ndarray:
     return pixels
 
 
-def to_rgb(data: bytes) -> np.ndarray:
+def to_rgb(data: bytes, max_pixels: int | None = None) -> np.ndarray:
     """The stored image of a file's bytes: uint8 (H, W, 3).
 
     16-bit channels keep their upper 8 bits, alpha is dropped, and the first of several frames is decoded. Raises
     ValueError and Pillow's errors for damaged or too large images, and for 32 bits a channel.
     """
     if data.startswith(limits.JPEG):
-        limits.check_size(*jpeg.size(data))
+        limits.check_size(*jpeg.size(data), max_pixels)
         limits.check_scans(data)
         data = jpeg.completed(data)
-    with limits.open_image(io.BytesIO(data), FORMATS) as image:
+    with limits.open_image(io.BytesIO(data), FORMATS, max_pixels) as image:
         orientation = read_orientation(image, io.BytesIO(data)) if image.format == "TIFF" else 1
         check_tiff(image)
         pixels = rgb(image)
@@ -95,7 +99,13 @@ def rgb(image: Image.Image) -> np.ndarray:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in DEEP_MODES:
         raise ValueError("it has 32 bits a channel: scale it to 8")
-    return np.asarray(image.convert("RGB"))
+    image.load()
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, BAND_PIXELS // max(1, image.width))
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        pixels[top : top + rows] = np.asarray(band.convert("RGB"))
+    return pixels
 
 
 def check_tiff(image: Image.Image) -> None:
@@ -162,15 +172,17 @@ def _has_exif_chunk(file: BinaryIO) -> bool:
         file.seek(position)
 
 
-def _user_error(path: Path, error: Exception) -> UserError:
+def _user_error(path: Path, error: Exception, advice: str = "") -> UserError:
     is_empty = isinstance(error, Image.UnidentifiedImageError) and not path.stat().st_size
-    return UserError(f"{path} {'is empty.' if is_empty else why_unreadable(error)}")
+    return UserError(f"{path} {'is empty.' if is_empty else why_unreadable(error)}{advice}")
 
 
 def why_unreadable(error: Exception, formats: tuple[str, ...] = FORMATS, data: bytes = b"") -> str:
     """What an error of reading an image of one of `formats` says about the file: "is damaged (...)."."""
     if isinstance(error, Image.DecompressionBombError):  # Pillow's own limit is higher, but may be hit first
         return f"{error if isinstance(error, limits.TooLarge) else limits.TOO_LARGE}."
+    if isinstance(error, MemoryError):
+        return "does not fit in memory."
     if isinstance(error, Image.UnidentifiedImageError):
         if data.startswith(TIFF_STARTS):
             return "is a TIFF of bands or numbers that cannot be read: save it with 8 bits, in grey or RGB."

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # imports TensorFlow
     from isnet_jax.input.pipeline import EvalBatch
 
 MARGIN, HEADER, SWATCH = 6, 18, 18  # pixels around a panel, in height of a line of text, of the colour before a name
+BAND_PIXELS = 2**22
 Row = tuple[np.ndarray, ...]  # image, ground truth, and one prediction or more
 
 
@@ -30,6 +31,20 @@ def colorize(classes: np.ndarray, palette: ArrayLike) -> np.ndarray:
     return table[classes]
 
 
+def bands(array: np.ndarray) -> list[slice]:
+    """Slices of rows: indices of a band take little memory, those of a large image 8 bytes a pixel."""
+    rows = max(1, BAND_PIXELS // max(1, array.shape[1]))
+    return [slice(top, top + rows) for top in range(0, len(array), rows)]
+
+
+def look_up(table: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """table[classes] as uint8 (H, W), in bands."""
+    result = np.empty(classes.shape, np.uint8)
+    for rows in bands(classes):
+        result[rows] = table[classes[rows]]
+    return result
+
+
 def indexed(classes: np.ndarray, palette: Sequence[Sequence[int]]) -> Image.Image:
     """Classes uint8 (H, W) as an image of indices, shown in the colours of `colorize`."""
     picture = Image.fromarray(classes)
@@ -39,12 +54,14 @@ def indexed(classes: np.ndarray, palette: Sequence[Sequence[int]]) -> Image.Imag
 
 def overlay(image: np.ndarray, prediction: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
     """uint8 (H, W, 3): the mean of the image and the colours of its prediction (H, W), with white outlines."""
-    colors = colorize(prediction, palette)
-    result = cv2.addWeighted(image, 0.5, colors, 0.5, 0)
-    is_outline = np.zeros(prediction.shape, bool)
-    is_outline[1:] |= prediction[1:] != prediction[:-1]
-    is_outline[:, 1:] |= prediction[:, 1:] != prediction[:, :-1]
-    result[is_outline] = 255
+    result = np.empty(image.shape, np.uint8)
+    for rows in bands(prediction):
+        classes = prediction[rows]
+        above = np.concatenate([prediction[max(rows.start - 1, 0) :][:1], classes[:-1]])
+        is_outline = classes != above
+        is_outline[:, 1:] |= classes[:, 1:] != classes[:, :-1]
+        result[rows] = cv2.addWeighted(image[rows], 0.5, colorize(classes, palette), 0.5, 0)
+        result[rows][is_outline] = 255
     return result
 
 

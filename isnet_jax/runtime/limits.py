@@ -3,11 +3,14 @@
 A few bytes can declare gigapixels, demand a thousand passes over them, or hold text that inflates without end.
 """
 
+import contextlib
 import errno
 import os
 import stat
 import struct
+import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,15 +19,24 @@ from PIL import Image
 from isnet_jax.runtime import jpeg
 
 MAX_PIXELS, MAX_SIDE = 100_000_000, 65_500  # libjpeg's own limit on a side
-MAX_BYTES = 9 * MAX_PIXELS  # of a file: 16 bits with alpha take 8 bytes a pixel
+MAX_TILED_PIXELS = 1_000_000_000  # of an image that the user asks to predict in tiles
+BYTES_PER_PIXEL = 9  # of a file: 16 bits with alpha take 8 bytes
 MAX_SCANS = 100  # of a JPEG, each a pass over all pixels; encoders write about ten
 MAX_RUN_LENGTH_PIXELS = 10_000_000  # of a run-length encoded BMP, which Pillow decodes in Python
 PIXEL_CHUNKS = b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"  # the PNG chunks that pixels depend on
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", jpeg.START  # signatures
-TOO_LARGE = (
-    f"has more than {MAX_PIXELS // 10**6} megapixels or a side of more than {MAX_SIDE} pixels, the limits: cut it into "
-    "tiles"
-)
+PILLOW_BOUND = threading.Lock()  # Pillow's own bound on pixels is a global
+
+
+def too_large(max_pixels: int) -> str:
+    """What is wrong with an image of more pixels, or with too long a side: "has more than ..."."""
+    return (
+        f"has more than {max_pixels // 10**6} megapixels or a side of more than {MAX_SIDE} pixels, the limits: cut it "
+        "into tiles"
+    )
+
+
+TOO_LARGE = too_large(MAX_PIXELS)
 
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS takes its place
 warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")  # it raises errors, too, where pixels are at stake
@@ -40,38 +52,54 @@ class TooLarge(Image.DecompressionBombError):
         super().__init__(text)
 
 
-def check_size(width: int, height: int) -> None:
-    """Raises TooLarge for an image with too many pixels or too long a side."""
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        raise TooLarge
+def check_size(width: int, height: int, max_pixels: int | None = None) -> None:
+    """Raises TooLarge for an image with more than `max_pixels` (MAX_PIXELS if it is None) or too long a side."""
+    max_pixels = max_pixels or MAX_PIXELS
+    if width * height > max_pixels or max(width, height) > MAX_SIDE:
+        raise TooLarge(too_large(max_pixels))
 
 
-def read(path: str | Path) -> bytes:
+def read(path: str | Path, max_pixels: int | None = None) -> bytes:
     """The bytes of a regular file; raises OSError, or TooLarge for a file larger than any image within the bounds."""
-    check_file(path)
+    check_file(path, max_pixels)
     with open(path, "rb") as file:
         return file.read()
 
 
-def check_file(path: str | Path) -> None:
+def check_file(path: str | Path, max_pixels: int | None = None) -> None:
     """Raises OSError for anything but a regular file, such as a named pipe, and TooLarge as `read` does."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "it is not a regular file")
-    if status.st_size > MAX_BYTES:
-        raise TooLarge(f"has more than {MAX_BYTES // 10**6} MB, the limit")
+    max_bytes = BYTES_PER_PIXEL * (max_pixels or MAX_PIXELS)
+    if status.st_size > max_bytes:
+        raise TooLarge(f"has more than {max_bytes // 10**6} MB, the limit")
 
 
-def open_image(file: str | Path | BinaryIO, formats: tuple[str, ...]) -> Image.Image:
+def open_image(file: str | Path | BinaryIO, formats: tuple[str, ...], max_pixels: int | None = None) -> Image.Image:
     """A Pillow image of a path or a binary file, not decoded yet.
 
-    Raises Pillow's errors for a damaged file or another format, and DecompressionBombError for a large image.
+    Raises Pillow's errors for a damaged file or another format, and DecompressionBombError for an image of more than
+    `max_pixels`, by default MAX_PIXELS.
     """
-    image = Image.open(file, formats=formats)
-    check_size(*image.size)
+    with _pillow_accepting(max_pixels) if max_pixels else contextlib.nullcontext():
+        image = Image.open(file, formats=formats)
+    check_size(*image.size, max_pixels)
     if image.tile and image.tile[0][0] == "bmp_rle" and image.width * image.height > MAX_RUN_LENGTH_PIXELS:
         raise TooLarge(f"is a compressed BMP of more than {MAX_RUN_LENGTH_PIXELS // 10**6} megapixels, the limit")
     return image
+
+
+@contextlib.contextmanager
+def _pillow_accepting(max_pixels: int) -> Iterator[None]:
+    """Pillow opens images of up to `max_pixels` meanwhile: in all threads, and so only while a header is read."""
+    with PILLOW_BOUND:
+        previous = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = max_pixels // 2  # it refuses twice as many
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = previous
 
 
 def decodable(data: bytes) -> bytes:
