@@ -13,6 +13,8 @@ usage: python -m isnet_jax.predict --checkpoint=DIR [OPTIONS] --output=DIR IMAGE
   --tta         average over several scales and horizontal flips, as config.test.tta sets them: better, but several
                 times slower
   --slide       predict windows of config.test.tta.crop_size (by default that of training), moved by its stride
+  --tile        cut images into tiles of this size, as in 1024 or 512x2048 (height x width), at their own resolution:
+                for images beyond memory, up to 1000 megapixels; --tile_overlap=N pixels, by default a quarter
   --probabilities  write NAME_confidence.png, 255 times the probability of the predicted class, and NAME_scores.npz:
                 the --top=N (5) most probable classes and their probabilities, (H, W, N)
   --format      cityscapes, ade20k or lip: write only NAME.png, in greyscale, with the values that the benchmark's
@@ -26,6 +28,7 @@ orientation says, and its prediction has the upright size. Files that cannot be 
 code is then 1.
 """
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +50,8 @@ def _define_flags() -> None:
     flags.DEFINE_boolean("ema", False, "use the moving averages")
     flags.DEFINE_boolean("tta", False, "average over scales and flips")
     flags.DEFINE_boolean("slide", False, "predict windows")
+    flags.DEFINE_string("tile", None, "the size of tiles")
+    flags.DEFINE_integer("tile_overlap", None, "pixels that tiles overlap by")
     flags.DEFINE_boolean("probabilities", False, "write probabilities")
     flags.DEFINE_integer("top", 5, "classes whose probabilities are written", lower_bound=1)
     flags.DEFINE_enum("format", None, list(FORMATS), "the file format of a benchmark")
@@ -55,6 +60,7 @@ def _define_flags() -> None:
 def _main(config: "ConfigDict | None", flag_values: flags.FlagValues, *inputs: str) -> None:
     if not inputs:
         raise flags.Error("IMAGE_OR_FOLDER is missing")
+    tile = _parse_tile(flag_values.tile)
     from isnet_jax.evaluation.prediction_files import predict_images
 
     predict_images(
@@ -68,7 +74,19 @@ def _main(config: "ConfigDict | None", flag_values: flags.FlagValues, *inputs: s
         slide=flag_values.slide,
         file_format=flag_values.format,
         top=flag_values.top if flag_values.probabilities else 0,
+        tile=tile,
+        tile_overlap=flag_values.tile_overlap,
     )
+
+
+def _parse_tile(text: str | None) -> tuple[int, int] | None:
+    """(height, width); raises flags.Error."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
+    if not found:
+        raise flags.Error(f"--tile={text} must be the side of a square in pixels, or height x width, as in 512x2048")
+    return int(found[1]), int(found[2] or found[1])
 
 
 if __name__ == "__main__":

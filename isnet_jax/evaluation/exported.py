@@ -1,6 +1,5 @@
 """Predictions by an exported network (isnet_jax.export), in place of a checkpoint's."""
 
-import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -8,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from isnet_jax.errors import UserError
-from isnet_jax.evaluation.predictor import CLASSES, Source, parse_config, read_ahead, reduce_maps
+from isnet_jax.evaluation.predictor import CLASSES, Source, parse_config, read_ahead, reduce_logits
+from isnet_jax.evaluation.tiled_predictor import TiledPredictor
+from isnet_jax.evaluation.tiles import Tiling
 from isnet_jax.exports import formats
 from isnet_jax.exports.program import SCORE_MAP
 from isnet_jax.input.resizing import target_size, use_one_opencv_thread
@@ -99,24 +99,37 @@ class ExportedPredictor:
         for index, image, resized in read_ahead(sources, sizes, range(len(sources)), on_failure):
             yield index, image, self._predict(resized, image.shape[:2], output)
 
+    def tiled(self, tiling: Tiling) -> TiledPredictor:
+        """Predicts in tiles, each at its own size; raises UserError if the file takes only one size."""
+        if self._size:
+            raise UserError(
+                "An exported network of one size cannot be given the tiles at the ends of images, which are smaller: "
+                "export it with --size=dynamic, or give the checkpoint to predict --tile."
+            )
+
+        def score(cut: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:
+            return (self._scores(np.ascontiguousarray(tile))[0] for tile in cut)
+
+        return TiledPredictor(tiling, score, self._model.output_stride, self.where)
+
     def _predict(self, resized: np.ndarray, shape: tuple[int, int], output: int) -> Any:
         """What `output` says, at the resolution `shape`, for an image at the network's resolution."""
-        [score_map] = self._run(resized[None], [SCORE_MAP])
-        stride = self._model.output_stride
-        expected = 1, *(-(-n // stride) for n in resized.shape[:2]), self._model.num_classes
+        score_map = self._scores(resized)
+        map_size = score_map.shape[1:3]
+        height, width = (-(-n // ROUNDING) * ROUNDING for n in shape)
+        rows, columns = (-n % ROUNDING for n in map_size)
+        padded = np.pad(score_map, ((0, 0), (0, rows), (0, columns), (0, 0)))
+        sizes = (np.array([size], np.int32) for size in (map_size, shape))
+        result = reduce_logits(padded, *sizes, (height, width), output)
+        return jax.tree.map(lambda x: np.asarray(x)[0, : shape[0], : shape[1]], result)
+
+    def _scores(self, image: np.ndarray) -> np.ndarray:
+        """The score map (1, h, w, K) of an image at the network's resolution."""
+        [score_map] = self._run(image[None], [SCORE_MAP])
+        expected = 1, *(-(-n // self._model.output_stride) for n in image.shape[:2]), self._model.num_classes
         if score_map.shape != expected or score_map.dtype != np.float32:
             raise UserError(
                 f"The exported network gives scores of {score_map.dtype} {score_map.shape}, but its config says "
                 f"float32 {expected}: export the checkpoint again."
             )
-        height, width = (-(-n // ROUNDING) * ROUNDING for n in shape)
-        rows, columns = (-n % ROUNDING for n in expected[1:3])
-        padded = np.pad(score_map, ((0, 0), (0, rows), (0, columns), (0, 0)))
-        sizes = (np.array([size], np.int32) for size in (expected[1:3], shape))
-        result = _reduce(padded, *sizes, (height, width), output)
-        return jax.tree.map(lambda x: np.asarray(x)[0, : shape[0], : shape[1]], result)
-
-
-@functools.partial(jax.jit, static_argnums=(3, 4))
-def _reduce(score_map, map_size, size, shape, output):
-    return reduce_maps([(jnp.asarray(score_map), map_size)], shape, size, output, "logits")
+        return score_map

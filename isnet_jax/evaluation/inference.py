@@ -23,6 +23,7 @@ from isnet_jax.models.losses import cross_entropy
 BLOCK_ROWS = 64  # rows of the output resized at once
 
 ScoreMap = tuple[Float[Array, "b _ _ k"], Sizes | None]  # scores, and the valid (h, w) of each
+Starts = tuple[Sizes, Sizes]  # (row, column) where a region begins in the output, and in the score maps
 
 
 def predict(
@@ -46,13 +47,17 @@ def predict(
 
 
 def predict_classes(
-    maps: Sequence[ScoreMap], output_shape: Sequence[int], output_size: Sizes | None = None
+    maps: Sequence[ScoreMap],
+    output_shape: Sequence[int],
+    output_size: Sizes | None = None,
+    starts: Starts | None = None,
 ) -> UInt8[Array, "b {output_shape[0]} {output_shape[1]}"]:
     """The argmax of the scores that `predict` computes from the same maps; unspecified outside `output_size`.
 
-    Scores at the output's resolution exist for one block of rows at a time.
+    Scores at the output's resolution exist for one block of rows at a time. With `starts`, only a region of the output
+    is computed, from a region of the maps; the sizes are still those of the whole.
     """
-    blocks = _map_blocks(lambda scores: scores.argmax(-1).astype(jnp.uint8), maps, output_shape, output_size)
+    blocks = _map_blocks(lambda scores: scores.argmax(-1).astype(jnp.uint8), maps, output_shape, output_size, starts)
     return _join_blocks(blocks, output_shape[0])
 
 
@@ -62,11 +67,12 @@ def predict_probabilities(
     output_size: Sizes | None = None,
     average: str = "softmax",
     top: int | None = None,
+    starts: Starts | None = None,
 ) -> Any:
     """Probabilities (B, H, W, K) whose argmax is that of `predict_classes`, float32 or wider.
 
     `average` is that of the maps. With `top`, only the largest are computed: their classes, uint8 (B, H, W, top), and
-    the probabilities themselves, in falling order. Unspecified outside `output_size`.
+    the probabilities themselves, in falling order. Unspecified outside `output_size`. `starts` as there.
     """
 
     def of_block(scores):
@@ -77,7 +83,7 @@ def predict_probabilities(
         values, classes = jax.lax.top_k(probabilities, top)
         return classes.astype(jnp.uint8), values
 
-    blocks = _map_blocks(of_block, maps, output_shape, output_size)
+    blocks = _map_blocks(of_block, maps, output_shape, output_size, starts)
     return jax.tree.map(lambda x: _join_blocks(x, output_shape[0]), blocks)
 
 
@@ -98,7 +104,7 @@ def predict_classes_and_loss(
         # Sums of each image: a sum over the batch would wait for all devices, block by block.
         return classes, loss.sum((1, 2))
 
-    blocks, losses = _map_blocks(classes_and_loss, maps, labels.shape[1:], output_size, label_blocks)
+    blocks, losses = _map_blocks(classes_and_loss, maps, labels.shape[1:], output_size, None, label_blocks)
     return _join_blocks(blocks, labels.shape[1]), losses.sum()
 
 
@@ -107,6 +113,7 @@ def _map_blocks(
     maps: Sequence[ScoreMap],
     output_shape: Sequence[int],
     output_size: Sizes | None,
+    starts: Starts | None,
     *more: Array,
 ) -> Any:
     """The results of `function` for each block of rows: of the maps' sum there (B, BLOCK_ROWS, W, K), and of `more`."""
@@ -116,13 +123,14 @@ def _map_blocks(
     weights = []
     for scores, size in maps:
         size = jnp.asarray(scores.shape[1:3]) if size is None else size
-        rows, columns = (
-            jnp.broadcast_to(
-                interpolation_matrix(n, scores.shape[1 + axis], output_size[..., axis], size[..., axis], scores.dtype),
-                (scores.shape[0], n, scores.shape[1 + axis]),
-            )  # (B, H, h), (B, W, w)
-            for axis, n in enumerate((num_blocks * BLOCK_ROWS, width))
-        )
+
+        def matrix(axis, n, scores=scores, size=size):  # (B, n, length of the map)
+            start = {} if starts is None else {"out_start": starts[0][..., axis], "in_start": starts[1][..., axis]}
+            length, sizes = scores.shape[1 + axis], (output_size[..., axis], size[..., axis])
+            one = interpolation_matrix(n, length, *sizes, scores.dtype, **start)
+            return jnp.broadcast_to(one, (scores.shape[0], n, length))
+
+        rows, columns = matrix(0, num_blocks * BLOCK_ROWS), matrix(1, width)
         rows = rows.reshape(rows.shape[0], num_blocks, BLOCK_ROWS, -1).swapaxes(0, 1)
         weights.append((rows, columns))
 

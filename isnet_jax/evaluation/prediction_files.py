@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import functools
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +17,10 @@ from PIL import Image
 
 from isnet_jax.errors import UserError, printable, translating_disk_and_memory_errors
 from isnet_jax.evaluation import pictures, prediction_inputs
-from isnet_jax.evaluation.exported import ExportedPredictor
-from isnet_jax.evaluation.predictor import CLASSES, Predictor, Source
-from isnet_jax.evaluation.segmenter import load, source
+from isnet_jax.evaluation.predictor import AHEAD_PIXELS, CLASSES, Source
+from isnet_jax.evaluation.segmenter import AnyPredictor, Tile, load, max_pixels, source
+from isnet_jax.evaluation.tiled_predictor import TiledPredictor
+from isnet_jax.evaluation.tiles import make_tiling
 from isnet_jax.runtime import files
 from isnet_jax.runtime.console import say
 from isnet_jax.runtime.threads import map_in_order
@@ -30,6 +32,7 @@ FORMATS = {  # the value of each class in the files that a benchmark's server ex
 }
 RESUME_HINT = "from the first image"
 MEMORY_ADVICE = "add --config=FILE with a smaller --config.test.batch_size, or with --config.test.resize=(LONG,SHORT)"
+TILED_MEMORY_ADVICE = "give a smaller --tile, or add --config=FILE with a smaller --config.test.batch_size"
 MOST_FREQUENT = 5  # classes printed at the end
 
 
@@ -45,14 +48,17 @@ def predict_images(
     slide: bool = False,
     file_format: str | None = None,
     top: int = 0,
+    tile: Tile = None,
+    tile_overlap: int | None = None,
 ) -> None:
     """Predicts the images in `inputs`, files and folders, and writes them to the directory `output`.
 
     checkpoint, config, ema and best as in `predictor.load`; tta and slide as in `config.inference_settings`;
     file_format: one of FORMATS, or None for the class indices and an overlay; top: above 0, the probabilities of that
-    many classes are written, too. Raises UserError for anything the user can correct and, at the end, if some images
-    could not be predicted.
+    many classes are written, too; tile and tile_overlap as in `tiles.make_tiling`. Raises UserError for anything the
+    user can correct and, at the end, if some images could not be predicted.
     """
+    tiling = make_tiling(tile, tile_overlap, tta, slide)
     images, passed_over = prediction_inputs.find_images(inputs)
     prediction_inputs.check_output(output, images, inputs)
     segmenter = load(checkpoint, config, ema, best)
@@ -62,12 +68,13 @@ def predict_images(
         raise UserError(
             f"--format={file_format} is for networks of {len(file_values)} classes; this one has {model.num_classes}."
         )
-    predictor = segmenter.predictor(tta, slide)
+    predictor = segmenter.predictor(tta, slide, tiling)
     say(
         f"{model.description}, {model.num_classes} classes, {predictor.where}, "
         f"{len(images)} image{'s' if len(images) > 1 else ''}"
     )
-    with translating_disk_and_memory_errors(f"The prediction into {output}", "--output", RESUME_HINT, MEMORY_ADVICE):
+    advice = TILED_MEMORY_ADVICE if tiling else MEMORY_ADVICE
+    with translating_disk_and_memory_errors(f"The prediction into {output}", "--output", RESUME_HINT, advice):
         num_failures, pixels = predict_files(
             predictor, images, output, palette, file_values, min(top, model.num_classes)
         )
@@ -101,7 +108,7 @@ def _write(
     prediction_path, overlay_path, confidence_path, scores_path = prediction_inputs.output_paths(root, name)
     prediction = result[0][..., 0] if isinstance(result, tuple) else result
     if file_values:
-        pictures.save_image(prediction_path, Image.fromarray(np.array(file_values, np.uint8)[prediction]))
+        pictures.save_image(prediction_path, Image.fromarray(pictures.look_up(np.array(file_values), prediction)))
     else:
         pictures.save_image(prediction_path, pictures.indexed(prediction, palette))
         pictures.save_image(overlay_path, Image.fromarray(pictures.overlay(image, prediction, palette)), quality=90)
@@ -110,11 +117,12 @@ def _write(
         pictures.save_image(confidence_path, Image.fromarray(np.rint(255 * probabilities[..., 0]).astype(np.uint8)))
         with files.atomic_write(scores_path) as partial, partial.open("wb") as file:
             np.savez_compressed(file, classes=classes, probabilities=probabilities.astype(np.float16))
-    return np.bincount(prediction.ravel(), minlength=256)
+    counts = [np.bincount(prediction[rows].ravel(), minlength=256) for rows in pictures.bands(prediction)]
+    return np.sum(counts, axis=0)
 
 
 def predict_files(
-    predictor: Predictor | ExportedPredictor,
+    predictor: AnyPredictor,
     images: Mapping[Path, Path],
     root: Path,
     palette: Sequence[Sequence[int]],
@@ -133,35 +141,47 @@ def predict_files(
         tqdm.tqdm.write(printable(f"skipped: {error}"), file=sys.stderr)
 
     root.mkdir(parents=True, exist_ok=True)  # first, so that a failure costs no work
-    sources = _read_headers(images, on_failure)
-    names = list(sources)
+    tiled = predictor if isinstance(predictor, TiledPredictor) else None
+    named_sources = _read_headers(images, on_failure, max_pixels(tiled.tiling if tiled else None))
+    names, sources = list(named_sources), list(named_sources.values())
     write = functools.partial(_write, root, palette=palette, file_values=file_values)
     workers = min(16, os.cpu_count() or 1)
     pixels = np.zeros(256, np.int64)
-    writing: collections.deque[concurrent.futures.Future] = collections.deque()
+    writing: collections.deque[tuple[concurrent.futures.Future, int]] = collections.deque()  # with its pixels
+    total, unit = (tiled.num_tiles(sources), " tiles") if tiled else (len(sources), " images")
     with (
         concurrent.futures.ThreadPoolExecutor(workers) as pool,
-        tqdm.tqdm(total=len(sources), desc="predicting", unit=" images", disable=None) as bar,
+        tqdm.tqdm(total=total, desc="predicting", unit=unit, disable=None) as bar,
     ):
-        predictions = predictor(list(sources.values()), on_failure, top or CLASSES) if sources else ()
-        for index, image, result in predictions:
-            writing.append(pool.submit(write, names[index], image, result))
-            while len(writing) > 2 * workers or writing and writing[0].done():
-                pixels += writing.popleft().result()
+
+        def finish() -> np.ndarray:
+            if not tiled:
                 bar.update()
-        for future in writing:
-            pixels += future.result()
-            bar.update()
+            return writing.popleft()[0].result()
+
+        args = (sources, on_failure, top or CLASSES)
+        predictions = tiled(*args, bar.update) if tiled else predictor(*args)
+        for index, image, result in predictions if sources else ():
+            writing.append((pool.submit(write, names[index], image, result), math.prod(image.shape[:2])))
+            del image, result  # large images wait here alone
+            while writing and (
+                writing[0][0].done() or len(writing) > 2 * workers or sum(size for _, size in writing) > AHEAD_PIXELS
+            ):
+                pixels += finish()
+        while writing:
+            pixels += finish()
     return len(failures), pixels
 
 
-def _read_headers(images: Mapping[Path, Path], on_failure: Callable[[UserError], None]) -> dict[Path, Source]:
-    """The sources of {name: path}, without those whose header cannot be read."""
+def _read_headers(
+    images: Mapping[Path, Path], on_failure: Callable[[UserError], None], max_pixels: int | None
+) -> dict[Path, Source]:
+    """The sources of {name: path}, without those whose header cannot be read. max_pixels: as in `segmenter.source`."""
 
     def read(item):
         name, path = item
         try:
-            return name, source(path)
+            return name, source(path, max_pixels)
         except UserError as error:
             on_failure(error)
             return None

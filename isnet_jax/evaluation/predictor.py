@@ -1,5 +1,6 @@
 """Predictions by the network of a checkpoint, for images of mixed sizes."""
 
+import functools
 import itertools
 import math
 import threading
@@ -8,8 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from isnet_jax import config as configs
@@ -203,7 +206,8 @@ def read_ahead(
     def read(index: int) -> tuple[int, np.ndarray, np.ndarray] | None:
         try:
             image = sources[index].read()
-            return index, image, resize(image, input_sizes[index])
+            size = input_sizes[index]
+            return index, image, image if image.shape[:2] == size else resize(image, size)
         except UserError as error:
             on_failure(error)
             return None
@@ -213,12 +217,33 @@ def read_ahead(
 
 
 def reduce_maps(
-    maps: Sequence[inference.ScoreMap], output_shape: tuple[int, int], output_size: Any, output: int, average: str
+    maps: Sequence[inference.ScoreMap],
+    output_shape: tuple[int, int],
+    output_size: Any,
+    output: int,
+    average: str,
+    starts: inference.Starts | None = None,
 ) -> Any:
-    """What a Predictor returns for the maps: classes, probabilities, or the most probable classes, by `output`."""
+    """What a Predictor returns for the maps: classes, probabilities, or the most probable classes, by `output`.
+
+    `starts` as in `inference.predict_classes`.
+    """
     if output == CLASSES:
-        return inference.predict_classes(maps, output_shape, output_size)
-    return inference.predict_probabilities(maps, output_shape, output_size, average, output or None)
+        return inference.predict_classes(maps, output_shape, output_size, starts)
+    return inference.predict_probabilities(maps, output_shape, output_size, average, output or None, starts)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def reduce_logits(
+    score_map: Array | np.ndarray,
+    map_size: np.ndarray,
+    size: np.ndarray,
+    shape: tuple[int, int],
+    output: int,
+    starts: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Any:
+    """What `reduce_maps` returns for a map of logits (B, h, w, K); sizes int (B, 2)."""
+    return reduce_maps([(jnp.asarray(score_map), map_size)], shape, size, output, "logits", starts)
 
 
 class KnownShapes:

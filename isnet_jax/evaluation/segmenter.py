@@ -20,8 +20,13 @@ from isnet_jax.errors import UserError, first_line
 from isnet_jax.evaluation import exported, pictures, predictor
 from isnet_jax.evaluation.exported import ExportedPredictor
 from isnet_jax.evaluation.predictor import CLASSES, PROBABILITIES, Predictor, Source
+from isnet_jax.evaluation.tiled_predictor import TiledPredictor, network_scores
+from isnet_jax.evaluation.tiles import Tiling, make_tiling
 from isnet_jax.models.isnet import ISNet
+from isnet_jax.runtime import limits
 
+AnyPredictor = Predictor | TiledPredictor | ExportedPredictor
+Tile = int | tuple[int, int] | None  # pixels: the side of a square, or (height, width)
 ImageLike = str | os.PathLike | Image.Image | np.ndarray  # a file, an image, or RGB uint8 (H, W, 3)
 Mask = UInt8[np.ndarray, "h w"]
 
@@ -61,7 +66,7 @@ class Segmenter:
         """variables: {"params", "batch_stats"} of `model`, which is of `config`."""
         self.config, self.model = config, model
         self._variables = variables
-        self._predictors: dict[tuple[bool, bool], Predictor] = {}
+        self._predictors: dict[tuple[bool, bool, Tiling | None], AnyPredictor] = {}
         self._lock = threading.Lock()
 
     @property
@@ -74,27 +79,41 @@ class Segmenter:
         """The colour (r, g, b) of each class."""
         return predictor.class_table(self.config).palette
 
-    def predict(self, images: ImageLike | Iterable[ImageLike], tta: bool = False) -> Mask | list[Mask]:
+    def predict(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        tta: bool = False,
+        tile: Tile = None,
+        tile_overlap: int | None = None,
+    ) -> Mask | list[Mask]:
         """Masks of class indices, uint8 (H, W), at the size of each image as viewers show it (EXIF orientation).
 
         Several images, in a list or as Path.glob yields them, give a list of masks. tta: several scales and flips, as
-        config.test.tta sets them. Raises UserError for an image that cannot be read.
+        config.test.tta sets them. tile: cut images into tiles of this size, at their own resolution, which overlap by
+        `tile_overlap` pixels, by default a quarter of the shorter side; files may then have up to 1000 megapixels, not
+        100. Raises UserError for an image that cannot be read, and for a tile that cannot be.
         """
+        tiling = make_tiling(tile, tile_overlap, tta)
         if isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
-            return self._run([images], tta, CLASSES)[0]
-        return self._run(list(images), tta, CLASSES)
+            return self._run([images], tta, CLASSES, tiling)[0]
+        return self._run(list(images), tta, CLASSES, tiling)
 
     def probabilities(
-        self, image: ImageLike, top: int | None = None, tta: bool = False
+        self,
+        image: ImageLike,
+        top: int | None = None,
+        tta: bool = False,
+        tile: Tile = None,
+        tile_overlap: int | None = None,
     ) -> Float32[np.ndarray, "h w k"] | tuple[UInt8[np.ndarray, "h w top"], Float32[np.ndarray, "h w top"]]:
         """The probability of every class at every pixel; their argmax is the mask that `predict` returns.
 
         With `top`, only the largest: their classes and the probabilities themselves, in falling order, which take a
-        fraction of the memory. Raises UserError for an image that cannot be read, or a `top` below 1.
+        fraction of the memory: 5 bytes each. tta, tile and errors as in `predict`, and an error for a `top` below 1.
         """
         if top is not None and not 1 <= top <= len(self.classes):
             raise UserError(f"top is {top!r}; it must be from 1 to {len(self.classes)}, the number of classes.")
-        return self._run([image], tta, top or PROBABILITIES)[0]
+        return self._run([image], tta, top or PROBABILITIES, make_tiling(tile, tile_overlap, tta))[0]
 
     def overlay(self, image: ImageLike, mask: Mask) -> UInt8[np.ndarray, "h w 3"]:
         """The mean of an image and the colours of its mask, with white outlines between classes.
@@ -106,21 +125,27 @@ class Segmenter:
             raise UserError(f"The mask is {mask.shape}, but the image {pixels.shape[:2]} (height, width).")
         return pictures.overlay(pixels, mask, self.palette)
 
-    def predictor(self, tta: bool = False, slide: bool = False) -> Predictor | ExportedPredictor:
-        """What predicts in batches, for many images, as `config.inference_settings` says; made once."""
+    def predictor(self, tta: bool = False, slide: bool = False, tiling: Tiling | None = None) -> AnyPredictor:
+        """What predicts in batches, for many images, as `config.inference_settings` says, or in tiles; made once."""
         with self._lock:
-            if (tta, slide) not in self._predictors:
-                settings = inference_settings(self.config, tta, slide)
-                self._predictors[tta, slide] = Predictor(self.config, self.model, self._variables, settings)
-            return self._predictors[tta, slide]
+            key = tta, slide, tiling
+            if key not in self._predictors:
+                self._predictors[key] = self._make_predictor(*key)
+            return self._predictors[key]
 
-    def _run(self, images: Sequence[ImageLike], tta: bool, output: int) -> list[Any]:
+    def _make_predictor(self, tta: bool, slide: bool, tiling: Tiling | None) -> AnyPredictor:
+        if tiling:
+            score, where = network_scores(self.config, self.model, self._variables, tiling)
+            return TiledPredictor(tiling, score, self.model.output_stride, where)
+        return Predictor(self.config, self.model, self._variables, inference_settings(self.config, tta, slide))
+
+    def _run(self, images: Sequence[ImageLike], tta: bool, output: int, tiling: Tiling | None) -> list[Any]:
         def fail(error: UserError) -> None:
             raise error
 
         results: list[Any] = [None] * len(images)
-        sources = [source(image) for image in images]
-        for index, _, result in self.predictor(tta)(sources, fail, output) if sources else ():
+        sources = [source(image, max_pixels(tiling)) for image in images]
+        for index, _, result in self.predictor(tta, False, tiling)(sources, fail, output) if sources else ():
             results[index] = result
         return results
 
@@ -133,22 +158,26 @@ class ExportedSegmenter(Segmenter):
         super().__init__(config, model, {})
         self._exported = predictor
 
-    def predictor(self, tta: bool = False, slide: bool = False) -> ExportedPredictor:
-        """What predicts; raises UserError for `tta` and `slide`."""
+    def _make_predictor(self, tta: bool, slide: bool, tiling: Tiling | None) -> AnyPredictor:
         if tta or slide:
             flag = "--tta" if tta else "--slide"
             raise UserError(
                 f"An exported network predicts whole images at one scale: leave out {flag}, or give the checkpoint."
             )
-        return self._exported
+        return self._exported.tiled(tiling) if tiling else self._exported
 
 
-def source(image: ImageLike) -> Source:
-    """What a Predictor takes; raises UserError for what is no image."""
+def max_pixels(tiling: Tiling | None) -> int | None:
+    """The bound on the pixels of image files: None, for the default, unless the user asks for tiles."""
+    return limits.MAX_TILED_PIXELS if tiling else None
+
+
+def source(image: ImageLike, max_pixels: int | None = None) -> Source:
+    """What a Predictor takes; raises UserError for what is no image. max_pixels: of a file, as in `decoding`."""
     if isinstance(image, str | os.PathLike):
         path = Path(image)
-        header = decoding.read_header(path)
-        return Source(header.size, functools.partial(decoding.decode, path, header))
+        header = decoding.read_header(path, max_pixels)
+        return Source(header.size, functools.partial(decoding.decode, path, header, max_pixels))
     if isinstance(image, Image.Image):
         try:
             pixels = decoding.rgb(ImageOps.exif_transpose(image))

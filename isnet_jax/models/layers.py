@@ -335,18 +335,24 @@ def interpolation_matrix(
     in_size: int | Int[Array, "..."],
     dtype: DTypeLike = jnp.float32,
     scale: float | None = None,
+    out_start: Int[Array, "..."] | None = None,
+    in_start: Int[Array, "..."] | None = None,
 ) -> Float[Array, "... _ _"]:
     """Weights (..., out_length, in_length) of bilinear resizing, align_corners=False, along one axis.
 
     The first `in_size` of `in_length` samples become the first `out_size` of `out_length`; the sizes may be traced, and
     broadcast.
     Positions follow the ratio of the sizes, or `scale` if given. As in PyTorch, they are clamped to the samples, and
-    downsampling is not antialiased.
+    downsampling is not antialiased. With `out_start` and `in_start`, the weights are those of a region: samples from
+    `in_start` on become samples from `out_start` on, at positions that follow the sizes of the whole.
     """
     in_size, out_size = jnp.asarray(in_size)[..., None], jnp.asarray(out_size)[..., None]
     step = in_size.astype(dtype) / out_size.astype(dtype) if scale is None else 1 / scale
-    position = (jnp.arange(out_length, dtype=dtype) + 0.5) * step - 0.5
+    index = jnp.arange(out_length, dtype=dtype)
+    index = index if out_start is None else index + jnp.asarray(out_start)[..., None].astype(dtype)
+    position = (index + 0.5) * step - 0.5
     position = jnp.clip(position, 0, in_size.astype(dtype) - 1)
+    position = position if in_start is None else position - jnp.asarray(in_start)[..., None].astype(dtype)
     return jnp.maximum(0, 1 - jnp.abs(position[..., None] - jnp.arange(in_length, dtype=dtype)))
 
 
