@@ -73,8 +73,8 @@ class TiledPredictor:
 
         def scores_of(group):
             for _, scores in group:
-                yield scores
                 on_tile()
+                yield scores
 
         scored = ((in_flight.popleft(), scores) for scores in self._score(cut(), self.num_tiles(sources)))
         for image, group in itertools.groupby(scored, lambda pair: pair[0]):

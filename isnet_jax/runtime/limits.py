@@ -95,9 +95,11 @@ def _pillow_accepting(max_pixels: int) -> Iterator[None]:
     """Pillow opens images of up to `max_pixels` meanwhile: in all threads, and so only while a header is read."""
     with PILLOW_BOUND:
         previous = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = max_pixels // 2  # it refuses twice as many
+        Image.MAX_IMAGE_PIXELS = max_pixels  # it warns of more, which `check_size` refuses
         try:
             yield
+        except Image.DecompressionBombError:
+            raise TooLarge(too_large(max_pixels)) from None
         finally:
             Image.MAX_IMAGE_PIXELS = previous
 

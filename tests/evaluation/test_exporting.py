@@ -61,6 +61,14 @@ def test_predictions_equal_those_of_the_checkpoint(checkpoint, exported):
     assert theirs.classes == NAMES and theirs.palette == ours.palette and theirs.config == ours.config
 
 
+def test_tiles_of_any_size(checkpoint, exported):
+    """Those at the ends of an image are smaller."""
+    image = noise(50, 90)
+    expected = isnet_jax.load(checkpoint).probabilities(image, tile=48)
+    found = isnet_jax.load(exported).probabilities(image, tile=48)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def test_a_file_is_described(exported):
     facts = json.loads(exported.with_name(f"{exported.name}.json").read_text())
     assert facts["classes"] == list(NAMES) and len(facts["palette"]) == len(NAMES) and facts["versions"]["jax"]
@@ -88,6 +96,8 @@ def test_one_size(checkpoint, tmp_path, kind, capsys):
         np.testing.assert_array_equal(outputs[0].argmax(-1)[0], expected)
         assert isnet_jax.load(path).predict(noise(30, 70)).shape == (30, 70)  # resized to the only size
         assert "resized to 50x64" in isnet_jax.load(path).predictor().where
+        with pytest.raises(UserError, match="--size=dynamic"):
+            isnet_jax.load(path).predict(image, tile=48)
 
 
 def test_savedmodel_takes_any_size(checkpoint, tmp_path, monkeypatch):
