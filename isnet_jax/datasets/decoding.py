@@ -27,7 +27,7 @@ TURNS = {  # orientation: whether the rows of the stored image are reversed, the
     8: (False, True, True),
 }
 UPRIGHT = False, False, False
-TILES_ADVICE = f" predict --tile=1024 takes up to {limits.MAX_TILED_PIXELS // 10**6} megapixels."
+TILES_ADVICE = f" predict --tile=1024 cuts images of up to {limits.MAX_TILED_PIXELS // 10**6} megapixels."
 BITS, COMPRESSION, PLANES = 258, 259, 284  # TIFF tags
 TIFF_STARTS = b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"
 # Suffixes of photographs and films that Pillow does not read.
