@@ -87,6 +87,8 @@ def to_rgb(data: bytes, max_pixels: int | None = None) -> np.ndarray:
     with limits.open_image(io.BytesIO(data), FORMATS, max_pixels) as image:
         orientation = read_orientation(image, io.BytesIO(data)) if image.format == "TIFF" else 1
         check_tiff(image)
+        if max_pixels and image.format == "TIFF":
+            limits.allocate(image, max_pixels)
         pixels = rgb(image)
     rows, columns, exchange = TURNS.get(orientation, UPRIGHT)  # Pillow has turned a TIFF
     pixels = pixels.swapaxes(0, 1) if exchange else pixels

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image
+from PIL.ImageFile import ImageFile
 
 from isnet_jax.runtime import jpeg
 
@@ -76,7 +77,7 @@ def check_file(path: str | Path, max_pixels: int | None = None) -> None:
         raise TooLarge(f"has more than {max_bytes // 10**6} MB, the limit")
 
 
-def open_image(file: str | Path | BinaryIO, formats: tuple[str, ...], max_pixels: int | None = None) -> Image.Image:
+def open_image(file: str | Path | BinaryIO, formats: tuple[str, ...], max_pixels: int | None = None) -> ImageFile:
     """A Pillow image of a path or a binary file, not decoded yet.
 
     Raises Pillow's errors for a damaged file or another format, and DecompressionBombError for an image of more than
@@ -90,12 +91,18 @@ def open_image(file: str | Path | BinaryIO, formats: tuple[str, ...], max_pixels
     return image
 
 
+def allocate(image: ImageFile, max_pixels: int) -> None:
+    """Makes room for the pixels of a TIFF, which Pillow checks again: its tiles may be larger. Raises TooLarge."""
+    with _pillow_accepting(max_pixels):
+        image.load_prepare()
+
+
 @contextlib.contextmanager
 def _pillow_accepting(max_pixels: int) -> Iterator[None]:
-    """Pillow opens images of up to `max_pixels` meanwhile: in all threads, and so only while a header is read."""
+    """Pillow accepts images of up to `max_pixels` meanwhile: in all threads, and so only for a moment."""
     with PILLOW_BOUND:
         previous = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = max_pixels  # it warns of more, which `check_size` refuses
+        Image.MAX_IMAGE_PIXELS = max_pixels // 2  # it refuses more than twice as many
         try:
             yield
         except Image.DecompressionBombError:
