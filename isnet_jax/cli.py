@@ -88,16 +88,21 @@ def config_file(path: str) -> str:
     """
     if Path(path).is_file():
         return path
-    folder = next(folder for folder in RECIPES if folder.is_dir() or folder is RECIPES[-1])
-    recipes = {recipe.stem: recipe for recipe in sorted(folder.glob("*.py"))}
-    if path in recipes:
-        return str(recipes[path])
-    close = difflib.get_close_matches(Path(path).stem, recipes, 1)
+    known = recipes()
+    if path in known:
+        return str(known[path])
+    close = difflib.get_close_matches(Path(path).stem, known, 1)
     raise UserError(
         f"The config file {path!r} does not exist in {Path.cwd()}"
         + (f"; did you mean --config={close[0]}?" if close else ".")
-        + f" Give a file, or the name of a recipe: {', '.join(recipes)}."
+        + f" Give a file, or the name of a recipe: {', '.join(known)}."
     )
+
+
+def recipes() -> dict[str, Path]:
+    """The files of the recipes that come with the package, by name."""
+    folder = next(folder for folder in RECIPES if folder.is_dir() or folder is RECIPES[-1])
+    return {recipe.stem: recipe for recipe in sorted(folder.glob("*.py"))}
 
 
 def load_config(argument: str) -> "ConfigDict":

@@ -2,13 +2,15 @@
 
 usage: python -m isnet_jax.convert --config=configs/ade20k.py[:BACKBONE] --input=FILE --output=DIR
        python -m isnet_jax.convert --config=configs/ade20k.py[:BACKBONE] --input=DIR [--best] --output=FILE
+                                   [--license=NAME]
 
   FILE  a .pth or .safetensors file of an official ISNet, or of the ImageNet weights of its backbone: all other weights
         are then initialised, as are the classifiers if the number of classes differs. It is read without PyTorch and
         without executing anything in it. Writing a .pth needs PyTorch. --input also takes a name such as
-        isnet-ade20k-resnet50, which is downloaded once (docs/training.md)
+        isnet-ade20k-resnet50 or hf://OWNER/NAME, which is downloaded once (docs/training.md)
   DIR   a checkpoint directory: of a training run, or written by this command
   --best  converts the best checkpoint of a run with config.run.best_metric, not the newest
+  --license  of the weights, such as mit, as the model card states it: README.md in DIR, or FILE.md beside FILE
 """
 
 import importlib
@@ -37,15 +39,20 @@ def _define_flags() -> None:
     flags.DEFINE_string("input", None, "FILE, DIR or a name", required=True)
     flags.DEFINE_string("output", None, "DIR or FILE", required=True)
     flags.DEFINE_boolean("best", False, "the best checkpoint of a run")
+    flags.DEFINE_string("license", None, "of the weights")
 
 
 def _main(config: "ConfigDict", flag_values: flags.FlagValues) -> None:
     from isnet_jax.checkpoints.conversion import convert_checkpoint
+    from isnet_jax.evaluation import card
     from isnet_jax.models.isnet import describe
 
     source, target, model = flag_values.input, flag_values.output, config.model
-    millions = convert_checkpoint(config, source, target, flag_values.best) / 1e6
+    card.check_license(flag_values.license)
+    converted = convert_checkpoint(config, source, target, flag_values.best)
+    millions = converted.num_parameters / 1e6
     print(f"{source} -> {target}: {describe(model)}, {model.num_classes} classes, {millions:.1f} M parameters")
+    card.write_converted(config, converted, source, target, flag_values.best, flag_values.license)
 
 
 if __name__ == "__main__":

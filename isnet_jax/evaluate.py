@@ -4,7 +4,7 @@ usage: python -m isnet_jax.evaluate --config=FILE[:BACKBONE] --checkpoint=DIR_or
                                     [--protocol=NAME,...] [--output=DIR] [--config.FIELD=VALUE ...] [PROCESSES]
 
   --checkpoint  a run's workdir, a directory that isnet_jax.convert wrote, an official .pth or .safetensors file, or a
-                name such as isnet-ade20k-resnet50, which is downloaded once
+                name such as isnet-ade20k-resnet50 or hf://OWNER/NAME, which is downloaded once
   --best        evaluates the best checkpoint of a run with config.run.best_metric, not the newest
   --ema         evaluates the moving averages of a run's weights, if it kept any
   --tta         the official multi-scale test with flips (config.test.tta) instead of the single-scale one
@@ -59,7 +59,9 @@ def _main(config: "ConfigDict", flag_values: Any) -> None:
     if checkpoint.is_dir() and not flag_values.output:
         files.require_inside(checkpoint, output)
     with distributed.process_group(flag_values, RESUME_HINT):
-        results = evaluate_checkpoint(config, checkpoint, setting, output, flag_values.ema, flag_values.best)
+        results = evaluate_checkpoint(
+            config, flag_values.checkpoint, setting, output, flag_values.ema, flag_values.best
+        )
     print_results(results, flag_values.protocol or list(protocols.PROTOCOLS))
     say(f"\nresults.json, images.npz and predictions/: {output}")
 

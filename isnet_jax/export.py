@@ -2,13 +2,16 @@
 
 usage: python -m isnet_jax.export --checkpoint=DIR --format=stablehlo|onnx|savedmodel --output=FILE [--size=HxW]
                                   [--scores=argmax|softmax|logits] [--dtype=float32|bfloat16] [--best] [--ema]
+                                  [--license=NAME]
        python -m isnet_jax.export --checkpoint=FILE.pth --config=FILE[:BACKBONE] ...
 
-  --checkpoint  the directory of a training run or of isnet_jax.convert, whose config is used, or an official .pth
+  --checkpoint  the directory of a training run or of isnet_jax.convert or hf://OWNER/NAME, whose config is used, or an
+                official .pth
   --format      stablehlo: one file for CPUs, CUDA and TPUs, run by jax.export; onnx: run by onnxruntime and others;
                 savedmodel: run by TensorFlow
   --output      FILE.stablehlo, FILE.onnx, or a new directory for a SavedModel. FILE.json beside it says how images are
-                prepared, what comes out, and the names and colours of the classes
+                prepared, what comes out, and the names and colours of the classes; FILE.md, or README.md in a
+                directory, is a model card
   --size        height x width of the only image size, as in 512x683, or dynamic (default): any number of images of any
                 size
   --scores      of the first output, at the resolution of the input: argmax (classes, uint8; default), softmax
@@ -16,6 +19,7 @@ usage: python -m isnet_jax.export --checkpoint=DIR --format=stablehlo|onnx|saved
   --dtype       of activations (default: that of the config; float32 for ONNX)
   --best        use the best checkpoint of a run with config.run.best_metric, not the newest
   --ema         use the moving averages of a run's weights
+  --license     of the weights, such as mit, as the model card states it
 
 The input is RGB uint8 (B, H, W, 3); normalisation is inside. The command ends with an error, and without a file, if the
 file and the network do not agree on three images. `isnet_jax.predict --checkpoint=FILE` takes the first two formats.
@@ -41,6 +45,7 @@ def _define_flags() -> None:
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "of activations")
     flags.DEFINE_boolean("best", False, "use the best checkpoint")
     flags.DEFINE_boolean("ema", False, "use the moving averages")
+    flags.DEFINE_string("license", None, "of the weights")
 
 
 def _main(config: "ConfigDict | None", flag_values: flags.FlagValues) -> None:
@@ -57,6 +62,7 @@ def _main(config: "ConfigDict | None", flag_values: flags.FlagValues) -> None:
         config=config,
         ema=flag_values.ema,
         best=flag_values.best,
+        license=flag_values.license,
     )
 
 

@@ -4,8 +4,8 @@ usage: python -m isnet_jax.predict --checkpoint=DIR [OPTIONS] --output=DIR IMAGE
        python -m isnet_jax.predict --checkpoint=FILE --config=FILE[:BACKBONE] [OPTIONS] --output=DIR IMAGE_OR_FOLDER...
 
   --checkpoint  the directory of a training run or of isnet_jax.convert, whose config is used, an official .pth or
-                .safetensors file, a name such as isnet-ade20k-resnet50, which is downloaded once, or an .onnx or
-                .stablehlo file of isnet_jax.export
+                .safetensors file, a name such as isnet-ade20k-resnet50 or hf://OWNER/NAME, which is downloaded once, or
+                an .onnx or .stablehlo file of isnet_jax.export
   --output      the directory for NAME.png (class indices, in the data set's colours) and NAME_overlay.jpg (to look at);
                 subfolders of a folder are kept, existing files are replaced
   --best        use the best checkpoint of a run with config.run.best_metric, not the newest

@@ -1,5 +1,8 @@
 """Conversion of a checkpoint between an official file (.pth, .safetensors) and a checkpoint directory."""
 
+from pathlib import Path
+from typing import Any, NamedTuple
+
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -12,8 +15,20 @@ from isnet_jax.errors import UserError
 from isnet_jax.models.isnet import create_model
 
 
-def convert_checkpoint(config: ConfigDict, source: str, target: str, best: bool = False) -> int:
-    """Converts the checkpoint `source` to `target` and returns the number of parameters.
+class Converted(NamedTuple):
+    """What a conversion wrote."""
+
+    source: Path  # the checkpoint that it read
+    variables: dict[str, Any]  # {"params", "batch_stats"}
+    untrained: tuple[str, ...]  # modules that the checkpoint did not hold
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(x.size for x in jax.tree.leaves(self.variables["params"]))
+
+
+def convert_checkpoint(config: ConfigDict, source: str, target: str, best: bool = False) -> Converted:
+    """Converts the checkpoint `source` to `target`.
 
     A `target` named *.pth, *.pt or *.safetensors becomes an official file, any other a checkpoint directory. If
     `source` is only a backbone, or has another number of classes, all other variables are initialised from config.seed.
@@ -31,14 +46,16 @@ def convert_checkpoint(config: ConfigDict, source: str, target: str, best: bool 
         raise UserError(
             "--best converts the best checkpoint of a run: give --input=DIR and --output=FILE.pth or FILE.safetensors."
         )
+    untrained: tuple[str, ...] = ()
     if best:
         variables = load_variables(path, variable_shapes(model), best=True)
     else:
         images = np.zeros((1, 32, 32, 3), np.float32)
-        initial = jax.jit(lambda: model.init(jax.random.key(config.seed), images))()
-        variables = load_pretrained(path, model, jax.device_get(initial))
+        initial = jax.device_get(jax.jit(lambda: model.init(jax.random.key(config.seed), images))())
+        variables = load_pretrained(path, model, initial)
+        untrained = tuple(name for name, tree in variables["params"].items() if tree is initial["params"][name])
     if to_file:
         write_state_dict(target, to_torch(variables, model))
     else:
         save_variables(target, config, variables, path.resolve())
-    return sum(x.size for x in jax.tree.leaves(variables["params"]))
+    return Converted(path, variables, untrained)

@@ -2,22 +2,25 @@
 
 import contextlib
 import fcntl
+import functools
 import http.client
 import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tqdm
 
+from isnet_jax.checkpoints import hub
+from isnet_jax.checkpoints.hub import OFFLINE
 from isnet_jax.errors import UserError
 from isnet_jax.runtime import distributed, files
 from isnet_jax.runtime.console import say
 
-OFFLINE = "ISNET_JAX_OFFLINE"  # the environment variable that forbids downloads
 MAX_BYTES = 2**31  # of a file; the largest, of ResNeSt-200, has about 280 MB
 ATTEMPTS, TIMEOUT_SECONDS = 3, 30
 CHUNK_BYTES = 2**20
@@ -57,31 +60,55 @@ WEIGHTS = {
 
 
 def locate(checkpoint: str | os.PathLike, flag: str) -> Path:
-    """The path of a checkpoint given by its path, or by a name in WEIGHTS, which is downloaded unless it is cached.
+    """The path of a checkpoint given by its path, or by its name, which is downloaded unless it is cached.
+
+    A name is one in WEIGHTS, or hf://OWNER/NAME[@REVISION] of the Hugging Face Hub, whose path is a directory.
 
     A path that exists goes before a name. Of several processes the first downloads; the others then find the file, or
     download it to disks of their own. Raises UserError, which says that `flag` gives the checkpoint, if that fails, and
     for what can only be a mistyped name.
     """
     name = os.fspath(checkpoint)
+    if name.startswith(hub.PREFIX):
+        return _locate_on_hub(name, flag)
     if name not in WEIGHTS:
         if os.path.exists(name) or re.search(r"[/.]|^$", name):
             return Path(name)
         raise UserError(
-            f"{flag}={name} does not exist. Give a path, or the name of a published checkpoint: {', '.join(WEIGHTS)}."
+            f"{flag}={name} does not exist. Give a path, hf://OWNER/NAME, or the name of a published checkpoint: "
+            f"{', '.join(WEIGHTS)}."
         )
     if not distributed.all_processes(not os.path.exists(name)):
         return Path(name)
-    path, failure = cache_directory() / WEIGHTS[name].url.rpartition("/")[2], None
+    path = cache_directory() / WEIGHTS[name].url.rpartition("/")[2]
+    _in_turns(name, functools.partial(_obtain, name, path))
+    return path
+
+
+def _locate_on_hub(name: str, flag: str) -> Path:
+    repo_id, revision = hub.parse(name, flag)
+    path = _in_turns(name, functools.partial(hub.download, repo_id, revision))
+    commit = zlib.crc32(path.name.encode()) >> 1
+    if not distributed.all_processes(distributed.broadcast_from_first(commit) == commit):
+        raise UserError(
+            f"{name} changed while the processes of this run downloaded it. Run the command again, or name a commit, "
+            f"as in {flag}={hub.PREFIX}{repo_id}@{path.name}."
+        )
+    return path
+
+
+def _in_turns(name: str, obtain: Callable[[], Any]) -> Any:
+    """What `obtain` returns; the first process calls it before the others. Raises UserError if it does in one."""
+    result, failure = None, None
     for is_turn in distributed.is_first(), not distributed.is_first():
         if is_turn:
             try:
-                _obtain(name, path)
+                result = obtain()
             except UserError as error:
                 failure = error
         if not distributed.all_processes(failure is None):
             raise failure or UserError(f"Another process of this run could not download {name}; its message says why.")
-    return path
+    return result
 
 
 def cache_directory() -> Path:
@@ -97,7 +124,7 @@ def _obtain(name: str, path: Path) -> None:
     source = WEIGHTS[name]
     by_hand = f"download {source.url} on another machine, and copy it to {path}"
     if not path.exists():
-        if os.environ.get(OFFLINE, "0") not in ("", "0"):
+        if hub.is_offline():
             raise UserError(f"{name} is not in the cache, and {OFFLINE} forbids downloads: {by_hand}.")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Weights to evaluate or to start from: a .pth or .safetensors file, a run, or a directory of isnet_jax.convert."""
+"""Weights to evaluate or to start from: an official file, a run, or a directory of convert or push_to_hub."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from isnet_jax.checkpoints import safetensors_file, state_dicts
-from isnet_jax.checkpoints.manager import load_variables, read_config
+from isnet_jax.checkpoints.manager import checkpoint_paths, load_variables, read_config
 from isnet_jax.checkpoints.torch_names import backbone_from_torch, from_torch, variable_shapes
 from isnet_jax.errors import UserError
 from isnet_jax.models.isnet import ISNet
@@ -17,6 +17,7 @@ from isnet_jax.runtime.console import say
 
 CLASSIFIERS = "stage1_classifier", "stage2_classifier", "auxiliary_classifier"
 OFFICIAL_CLASSIFIER = "decoder_stage1.4.weight"  # (classes, channels, 1, 1)
+WEIGHTS_FILE = "model.safetensors"  # of a directory that isnet_jax.push_to_hub made, beside config.json
 
 
 def load_network(
@@ -31,12 +32,20 @@ def load_network(
     template = variable_shapes(model)
     if Path(path).is_dir():
         _check_activation(path, model)
+    path = weights_file(path)
+    if path.is_dir():
         return load_variables(path, template, ema, step, best)
     if ema or best:
         flag, lacks = ("--ema", "no moving averages") if ema else ("--best", "only one checkpoint")
         raise UserError(f"{path} is a file, which holds {lacks}; leave out {flag}.")
     variables = from_torch(state_dicts.read(path), model)
     return jax.tree.map(lambda array, expected: np.asarray(array, expected.dtype), variables, template)
+
+
+def weights_file(path: str | Path) -> Path:
+    """The file of the weights in a directory that isnet_jax.push_to_hub made; any other `path` itself."""
+    shared = Path(path) / WEIGHTS_FILE
+    return shared if shared.is_file() and not checkpoint_paths(path) else Path(path)
 
 
 def _check_activation(directory: str | Path, model: ISNet) -> None:
@@ -62,7 +71,8 @@ def load_pretrained(path: str | Path, model: ISNet, variables: Mapping[str, Any]
     another number of classes are left as in `variables`; a line says what was loaded and what is new. Raises UserError
     if the checkpoint cannot be read or is of another network otherwise.
     """
-    loaded, num_classes = _load_directory(path, model) if Path(path).is_dir() else _load_file(path, model)
+    path = weights_file(path)
+    loaded, num_classes = _load_directory(path, model) if path.is_dir() else _load_file(path, model)
     if num_classes != model.num_classes:
         loaded["params"] = {name: tree for name, tree in loaded["params"].items() if name not in CLASSIFIERS}
     new = sorted(set(variables["params"]) - set(loaded["params"]))

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from isnet_jax.checkpoints.downloads import locate
 from isnet_jax.checkpoints.manager import checkpoint_path, newest_step
-from isnet_jax.checkpoints.pretrained import load_network
+from isnet_jax.checkpoints.pretrained import load_network, weights_file
 from isnet_jax.config import inference_settings
 from isnet_jax.errors import UserError, translating_disk_and_memory_errors
 from isnet_jax.evaluation import metrics, protocols
@@ -32,13 +32,18 @@ MEMORY_ADVICE = "lower config.test.batch_size, or set config.model.dtype=bfloat1
 
 
 def evaluate_checkpoint(
-    config: ConfigDict, checkpoint: Path, setting: str, output: Path, ema: bool = False, best: bool = False
+    config: ConfigDict,
+    checkpoint: str | Path,
+    setting: str,
+    output: Path,
+    ema: bool = False,
+    best: bool = False,
 ) -> dict[str, Any]:
     """Evaluates, or resumes an evaluation, into the directory `output`; returns the content of results.json.
 
-    checkpoint: a run, a converted checkpoint, an official file or a name of `downloads.WEIGHTS`; setting: "single" or
-    "tta"; ema: evaluate a run's moving averages; best: the run's best checkpoint instead of the newest. Raises
-    UserError for anything the user can correct.
+    checkpoint: a run, a converted checkpoint, an official file or a name that `downloads.locate` knows; setting:
+    "single" or "tta"; ema: evaluate a run's moving averages; best: the run's best checkpoint instead of the newest.
+    Raises UserError for anything the user can correct.
     """
     checkpoint = locate(checkpoint, "--checkpoint")
     if not checkpoint.exists():
@@ -129,7 +134,7 @@ def _step_to_evaluate(checkpoint: Path, best: bool) -> int | None:
 
 def _stamp(checkpoint: Path, step: int | None, best: bool) -> list:
     """A value that changes whenever the content of a checkpoint does."""
-    path = checkpoint if step is None else checkpoint_path(checkpoint, step, best)
+    path = weights_file(checkpoint) if step is None else checkpoint_path(checkpoint, step, best)
     stat = path.stat()
     return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from isnet_jax.checkpoints import hub
 from isnet_jax.errors import UserError
 from isnet_jax.evaluation.predictor import CLASSES, Source, parse_config, read_ahead, reduce_logits
 from isnet_jax.evaluation.tiled_predictor import TiledPredictor
@@ -27,7 +28,7 @@ ROUNDING = 64  # of score maps and predictions, which are padded: few programs r
 
 def is_export(checkpoint: str | os.PathLike) -> bool:
     """Whether a checkpoint is an exported file, by its suffix."""
-    return Path(checkpoint).suffix in KINDS
+    return Path(checkpoint).suffix in KINDS and not os.fspath(checkpoint).startswith(hub.PREFIX)
 
 
 def description_path(path: Path) -> Path:

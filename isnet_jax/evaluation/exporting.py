@@ -14,12 +14,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from isnet_jax.checkpoints.downloads import locate
 from isnet_jax.errors import UserError, translating_disk_and_memory_errors
-from isnet_jax.evaluation import predictor
+from isnet_jax.evaluation import card, predictor
 from isnet_jax.evaluation.exported import description_path
 from isnet_jax.exports import formats
 from isnet_jax.exports.program import IMAGE, OUTPUTS, SCORE_MAP, Program, image_spec, make_program
 from isnet_jax.input.photometry import MEAN, STD
+from isnet_jax.input.resizing import resize_facts
 from isnet_jax.models.isnet import ISNet
 from isnet_jax.runtime import compiler, files
 from isnet_jax.runtime.console import say
@@ -41,23 +43,30 @@ def export_checkpoint(
     config: ConfigDict | None = None,
     ema: bool = False,
     best: bool = False,
+    license: str | None = None,
 ) -> None:
-    """Writes the network of a checkpoint in a format, compares the file with the network, and describes it in JSON.
+    """Writes the network of a checkpoint in a format, compares the file with the network, and describes it.
+
+    JSON and a model card beside the file describe it.
 
     checkpoint, config, ema and best as in `predictor.load`; output: the file, or for a SavedModel the directory;
     kind: a key of formats.SUFFIXES; size: (height, width) of the only image size, or None for any; scores: a key of
-    OUTPUTS; dtype: one of DTYPES, of the activations, by default the config's, or float32 for ONNX. Raises UserError
-    for anything the user can correct, and if the file does not compute what the network does; there is then no file.
+    OUTPUTS; dtype: one of DTYPES, of the activations, by default the config's, or float32 for ONNX; license: of the
+    weights, for the card. Raises UserError for anything the user can correct, and if the file does not compute what the
+    network does; there is then no file.
     """
     path = Path(output)
     _check_output(path, kind)
-    config, model, variables = predictor.load(checkpoint, config, ema, best)
+    card.check_license(license)
+    located = locate(checkpoint, "--checkpoint")
+    step = card.recorded_step(located, best)
+    config, model, variables = predictor.load(located, config, ema, best, step)
     model = model.clone(dtype=_choose_dtype(dtype, model, kind), remat=False)
     program, image = make_program(model, variables, scores), image_spec(size)
     is_exact = model.dtype == "float32"
     exact = program if is_exact else make_program(model.clone(dtype="float32"), variables, scores)
     facts = _facts(config, model, kind, size, scores, image, jax.eval_shape(program, image))
-    facts["checkpoint"] = {"path": str(Path(checkpoint).resolve()), "ema": ema, "best": best}
+    facts["checkpoint"] = {"path": str(located.resolve()), "ema": ema, "best": best}
     say(f"{model.description}, {model.num_classes} classes, {model.dtype}: {kind}, {_describe_size(size)}")
     compiler.enable_cache()
     retry = "from the start"
@@ -70,6 +79,11 @@ def export_checkpoint(
                 facts["sha256"] = files.sha256(partial)
         files.atomic_write_text(description_path(path), json.dumps(facts, indent=1) + "\n")
     say(f"{_megabytes(path):.1f} MB: {output}; described in {description_path(path)}")
+    library = "isnet_jax" if formats.SUFFIXES[kind] else "tf.saved_model"
+    call = f"{library}.load({json.dumps(path.resolve().name)})"
+    card.write(
+        path, card.render(config, variables, card.Origin(str(checkpoint), located, step, ema), call, license, facts)
+    )
 
 
 def _check_output(path: Path, kind: str) -> None:
@@ -126,7 +140,7 @@ def _facts(
     return {
         "format": kind,
         "input": {"name": IMAGE, **_array_facts(image), "meaning": "RGB, 0 to 255; normalisation is inside"},
-        "resize": _resize_facts(config, size),
+        "resize": resize_facts(config.test.resize, config.test.keep_ratio, size),
         "normalisation": {"mean": MEAN, "std": STD},
         "outputs": [{"name": name, **_array_facts(outputs[name])} for name in (OUTPUTS[scores], SCORE_MAP)],
         "score_map": f"logits at stride {model.output_stride}: ceil(height / stride) x ceil(width / stride)",
@@ -142,26 +156,6 @@ def _facts(
 def _array_facts(array: Any) -> dict[str, Any]:
     shape = [n if isinstance(n, int) else str(n) for n in array.shape]
     return {"dtype": str(array.dtype), "shape": shape}
-
-
-def _resize_facts(config: ConfigDict, size: tuple[int, int] | None) -> dict[str, Any]:
-    """How photographs become inputs, in words and numbers."""
-    test = config.test
-    if size:
-        rule = f"to height {size[0]} and width {size[1]}"
-    elif not test.resize:
-        rule = "not at all"
-    elif test.keep_ratio:
-        rule = "by min(long / longer side, short / shorter side), with sides rounded to the nearest whole number"
-    else:
-        rule = "the longer side to `long`, the other to `short`"
-    return {
-        "rule": rule,
-        "interpolation": "bilinear, as cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR) of uint8",
-        "size": size,
-        "long_short": list(test.resize) if not size else None,
-        "keep_ratio": test.keep_ratio if not size else None,
-    }
 
 
 def _versions() -> dict[str, str]:

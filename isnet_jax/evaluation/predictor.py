@@ -45,19 +45,24 @@ class Source(NamedTuple):
 
 
 def load(
-    checkpoint: str | Path, config: ConfigDict | None = None, ema: bool = False, best: bool = False
+    checkpoint: str | Path,
+    config: ConfigDict | None = None,
+    ema: bool = False,
+    best: bool = False,
+    step: int | None = None,
 ) -> tuple[ConfigDict, ISNet, dict[str, Any]]:
     """Config, model and {"params", "batch_stats"} of a checkpoint.
 
     checkpoint: a directory, whose recorded config is used if `config` is None, an official file, or a name of
-    `downloads.WEIGHTS`; ema: the moving averages of a run's weights; best: its best checkpoint. Raises UserError if the
-    checkpoint cannot be read, is of another network, or needs a config.
+    `downloads.WEIGHTS` or of the Hub; ema: the moving averages of a run's weights; best: its best checkpoint; step: one
+    of its checkpoints, by default the newest. Raises UserError if the checkpoint cannot be read, is of another network,
+    or needs a config.
     """
     path = locate(checkpoint, "--checkpoint")
     if not path.exists():
         raise UserError(
             f"--checkpoint={checkpoint} does not exist; give the directory of a run or of "
-            "isnet_jax.convert, or an official file."
+            "isnet_jax.convert, an official file, or hf://OWNER/NAME."
         )
     if config is None:
         if not path.is_dir():
@@ -67,7 +72,7 @@ def load(
             )
         config = recorded_config(path)
     model = create_model(config.model)
-    return config, model, load_network(path, model, ema, best=best)
+    return config, model, load_network(path, model, ema, step, best)
 
 
 def recorded_config(directory: str | Path) -> ConfigDict:

@@ -101,18 +101,12 @@ class Results(NamedTuple):
 def find(directory: str | Path) -> Path:
     """A directory that holds an evaluation, or the only one below it that does, such as in a run's workdir; says so.
 
-    Looks up to MAX_DEPTH levels deep, and follows no links. Raises UserError if there is none, or more than one.
+    Looks as `below` does. Raises UserError if there is none, or more than one.
     """
     directory = Path(directory)
     if (directory / "images.npz").is_file():  # a training run has a results.json of its own
         return directory
-    found = []
-    for parent, folders, names in os.walk(directory):
-        folders.sort()
-        if {"results.json", "images.npz"} <= set(names):
-            found.append(Path(parent))
-        if len(Path(parent).relative_to(directory).parts) == MAX_DEPTH:
-            folders.clear()
+    found = below(directory)
     if len(found) > 1:
         listed = ", ".join(map(str, found[:MAX_LISTED]))
         raise UserError(
@@ -130,6 +124,18 @@ def find(directory: str | Path) -> Path:
         f"{directory} holds no evaluation (results.json beside images.npz), nor does a directory below it; "
         f"{HOW_TO_EVALUATE}."
     )
+
+
+def below(directory: str | Path) -> list[Path]:
+    """The directories of evaluations in a directory and up to MAX_DEPTH levels below it; follows no links."""
+    found = []
+    for parent, folders, names in os.walk(directory):
+        folders.sort()
+        if {"results.json", "images.npz"} <= set(names):
+            found.append(Path(parent))
+        if len(Path(parent).relative_to(directory).parts) == MAX_DEPTH:
+            folders.clear()
+    return found
 
 
 def load(directory: str | Path) -> Results:

@@ -36,11 +36,12 @@ def load(
 ) -> "Segmenter":
     """The network of a checkpoint, ready to predict.
 
-    checkpoint: the directory of a run or of isnet_jax.convert, an official file, a name such as isnet-ade20k-resnet50,
-    or a file that isnet_jax.export wrote (.onnx or .stablehlo, which take no config, ema or best). config: for official
-    files and names, which do not say how the network is built and tested: a ConfigDict, or FILE[:BACKBONE] as on the
-    command line. ema: the moving averages of a run's weights; best: its best checkpoint. Raises UserError if the
-    checkpoint cannot be read, is of another network, or needs a config, and for a config that cannot work.
+    checkpoint: the directory of a run or of isnet_jax.convert, an official file, a name such as isnet-ade20k-resnet50
+    or hf://OWNER/NAME[@REVISION], which is downloaded once, or a file that isnet_jax.export wrote (.onnx or .stablehlo,
+    which take no config, ema or best). config: for official files and names, which do not say how the network is built
+    and tested: a ConfigDict, or FILE[:BACKBONE] as on the command line. ema: the moving averages of a run's weights;
+    best: its best checkpoint. Raises UserError if the checkpoint cannot be read, is of another network, or needs a
+    config, and for a config that cannot work.
     """
     if exported.is_export(checkpoint):
         given = [f for f, on in (("--config", config is not None), ("--ema", ema), ("--best", best)) if on]

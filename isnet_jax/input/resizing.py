@@ -1,6 +1,7 @@
 """The resize step, the same in training and testing. It needs no TensorFlow."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,6 +26,28 @@ def target_size(
         return _round_size(*((long, short) if height > width else (short, long)))
     ratio = min(long / max(height, width), short / min(height, width))
     return _round_size(height * ratio, width * ratio)
+
+
+def resize_facts(resize: Sequence[int], keep_ratio: bool, size: tuple[int, int] | None = None) -> dict[str, Any]:
+    """The resize step of `target_size` in words and numbers, as JSON has them.
+
+    size: the only size (h, w) that the network takes, if there is one.
+    """
+    if size:
+        rule = f"to height {size[0]} and width {size[1]}"
+    elif not resize:
+        rule = "not at all"
+    elif keep_ratio:
+        rule = "by min(long / longer side, short / shorter side), with sides rounded to the nearest whole number"
+    else:
+        rule = "the longer side to `long`, the other to `short`"
+    return {
+        "rule": rule,
+        "interpolation": "bilinear, as cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR) of uint8",
+        "size": size,
+        "long_short": list(resize) if not size else None,
+        "keep_ratio": keep_ratio if not size else None,
+    }
 
 
 def _round_size(height: float, width: float) -> tuple[int, int]:
