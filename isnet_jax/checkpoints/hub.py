@@ -97,7 +97,7 @@ def upload(folder: str | Path, repo_id: str, token: str | None = None) -> str:
 
 
 def _is_repo_id(text: str) -> bool:
-    return isinstance(text, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", text, re.ASCII) is not None
+    return isinstance(text, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text, re.ASCII) is not None
 
 
 def _fetch(
@@ -139,6 +139,8 @@ def _translating_errors(repo_id: str, revision: str | None) -> Iterator[None]:
 def _explain(error: Exception, repo_id: str, revision: str | None) -> str:
     """What an error means for a user, and what to do, in one paragraph."""
     errors, what = _library().errors, f"{PREFIX}{repo_id}{f'@{revision}' if revision else ''}"
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, errors.HfHubHTTPError):
+        error = error.__cause__  # the Hub answered, but there is nothing in the cache instead
     reason = first_line(error)[:300]
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
