@@ -87,7 +87,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.answer_json({"errors": [], "warnings": []})
         repo, action = re.fullmatch("/api/models/([^/]+/[^/]+)/(preupload|commit)/main", path).groups()
         if action == "preupload":
-            files = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]]
+            files = [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
+            ]
             return self.answer_json({"files": files})
         values = [line["value"] for line in map(json.loads, body.splitlines()) if line["key"] == "file"]
         commits = hub.repos[repo]["commits"]

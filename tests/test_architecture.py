@@ -42,6 +42,8 @@ WITHOUT_TENSORFLOW = (
             "predictor",
             "prediction_files",
             "exporting",
+            "card",
+            "sharing",
             "comparison",
             "results",
         )

@@ -111,7 +111,8 @@ def test_wheel_holds_recipes_templates_and_types(installed):
     recipes = {path.stem for path in (installed / "isnet_jax/recipes").glob("*.py")}
     assert recipes == {path.stem for path in (ROOT / "configs").glob("*.py")}
     assert (installed / "isnet_jax/py.typed").exists()
-    for folder in "isnet_jax/evaluation/report/templates", "isnet_jax/training/templates":
+    for room in "evaluation", "evaluation/report", "training":
+        folder = f"isnet_jax/{room}/templates"
         assert {path.name for path in (installed / folder).iterdir()} == {
             path.name for path in (ROOT / folder).iterdir()
         }

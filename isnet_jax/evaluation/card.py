@@ -5,13 +5,13 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import markupsafe
 from ml_collections import ConfigDict
 
 from isnet_jax import cli
@@ -49,6 +49,10 @@ class Origin(NamedTuple):
     step: int | None = None  # of the run that saved it, see `recorded_step`
     ema: bool = False  # whether they are its moving averages
     untrained: Sequence[str] = ()  # modules with random weights, which the checkpoint did not hold
+
+
+class Verbatim(str):
+    """What is Python or YAML already, and not escaped."""
 
 
 def check_license(license: str | None) -> None:
@@ -103,7 +107,7 @@ def render(
         resize=export["resize"] if export else resize_facts(config.test.resize, config.test.keep_ratio),
         mean=MEAN,
         std=STD,
-        call=markupsafe.Markup(call),
+        call=Verbatim(call),
         license=license,
         export=export,
         versions=_versions(),
@@ -168,7 +172,7 @@ def _is_replaceable(path: Path) -> bool:
 def _shown(checkpoint: str) -> str:
     """A name of weights, or the last part of a path."""
     is_name = checkpoint in WEIGHTS or checkpoint.startswith(hub.PREFIX)
-    return checkpoint if is_name else Path(checkpoint).resolve().name
+    return checkpoint if is_name else os.path.basename(os.path.abspath(checkpoint))
 
 
 def _dataset(config: ConfigDict) -> str:
@@ -267,15 +271,13 @@ def _versions() -> dict[str, str]:
 
 def _markdown(value: Any) -> str:
     """The text of a value, with everything escaped that Markdown or HTML would interpret."""
-    if isinstance(value, markupsafe.Markup):
-        return value
-    text = re.sub(r"([\\`*\[\]<>|~$])", r"\\\1", printable(re.sub(r"\s", " ", str(value))))
-    return markupsafe.Markup(text)
+    text = printable(re.sub(r"\s", " ", str(value)))
+    return value if isinstance(value, Verbatim) else re.sub(r"([\\`*\[\]<>|~$])", r"\\\1", text)
 
 
-def _yaml(value: str) -> str:
+def _yaml(value: str) -> Verbatim:
     """A string of YAML."""
-    return markupsafe.Markup(json.dumps(printable(value), ensure_ascii=False))
+    return Verbatim(json.dumps(printable(value), ensure_ascii=False))
 
 
 ENVIRONMENT = pages.environment("isnet_jax.evaluation", _markdown)

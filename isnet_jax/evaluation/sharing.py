@@ -56,7 +56,7 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as folder:
         try:
             if existing is None or card.is_untouched(existing):
-                Path(folder, hub.CARD_FILE).write_text(text)
+                Path(folder, hub.CARD_FILE).write_text(text, encoding="utf-8")
             else:
                 say(f"{hub.CARD_FILE} of {repo_id} was changed by hand, and is kept; delete it there to get a new one.")
             facts = json.dumps(_without_places(config), indent=2, sort_keys=True)

@@ -53,7 +53,9 @@ def test_offline_uses_the_cache_alone(server, monkeypatch, variable):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", variable == "HF_HUB_OFFLINE")  # which it reads once
 
     go_offline()
-    with pytest.raises(UserError, match="hf://owner/net is not in the Hub's cache, and ISNET_JAX_OFFLINE or HF_HUB_OFF"):
+    with pytest.raises(
+        UserError, match="hf://owner/net is not in the Hub's cache, and ISNET_JAX_OFFLINE or HF_HUB_OFF"
+    ):
         locate()
     monkeypatch.delenv(variable)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -101,7 +103,9 @@ def test_large_files_are_refused_before_the_download(server, monkeypatch):
 
 def test_processes_must_have_the_same_commit(server, monkeypatch):
     monkeypatch.setattr(downloads.distributed, "broadcast_from_first", lambda commit: commit + 1)
-    with pytest.raises(UserError, match="changed while .*name a commit, as in --checkpoint=hf://owner/net@[0-9a-f]{40}"):
+    with pytest.raises(
+        UserError, match="changed while .*name a commit, as in --checkpoint=hf://owner/net@[0-9a-f]{40}"
+    ):
         locate()
 
 

@@ -8,7 +8,7 @@ from readers.base import Reader
 from readers.checkpoints import Checkpoints, PthLegacy, PthZip, Safetensors
 from readers.configs import CommandLines, RecordedConfigs
 from readers.data_sets import Journals, Matrices, Prepared
-from readers.evaluations import Evaluations, Progress
+from readers.evaluations import Cards, Evaluations, Progress
 from readers.exports import Exports
 from readers.images import DataImages, DataLabels, Photographs, Records
 
@@ -29,6 +29,7 @@ READERS: dict[str, type[Reader]] = {
         CommandLines,
         Evaluations,
         Progress,
+        Cards,
         Checkpoints,
         PthZip,
         PthLegacy,

@@ -122,6 +122,50 @@ class Evaluations(Reader):
             comparison.score(loaded)
 
 
+class Cards(Evaluations):
+    """What a model card says: of a run, of its evaluation and its last scores; and the card that lies there."""
+
+    FILES = (
+        ("config.json", mutations.mutate_json),
+        ("r/results.json", mutations.mutate_json),
+        ("r/images.npz", functools.partial(mutations.mutate_zip, mutate_content=mutations.mutate_npy)),
+        ("results.json", mutations.mutate_json),
+        ("README.md", mutations.mutate_bytes),
+    )
+    STEP = 7
+
+    def make_seeds(self) -> list[dict[str, bytes]]:
+        from isnet_jax import config
+
+        c = config.default("resnet50")
+        c.model.num_classes, c.data.name, c.train.pretrained = 3, "ade20k", "/a/b.pth"
+        (self.folder / "checkpoints" / str(self.STEP)).mkdir(parents=True)
+        self.write("config.json", json.dumps(c.to_dict() | {"train_examples": 5}).encode())
+        scores = {"miou": 50.5, "mean_accuracy": None, "pixel_accuracy": 60}
+        self.write("results.json", json.dumps({"step": self.STEP, "weights": scores}).encode())
+        self.write("README.md", self.text().encode())
+        return super().make_seeds()
+
+    def text(self) -> str:
+        """The card."""
+        from isnet_jax.evaluation import card, predictor
+
+        origin = card.Origin(str(self.folder), self.folder, card.recorded_step(self.folder))
+        return card.render(predictor.recorded_config(self.folder), {"params": {}}, origin, "load()")
+
+    def read(self, contents: dict[str, bytes]) -> None:
+        from isnet_jax.evaluation import card
+
+        checkpoint = str(self.folder / "w").encode(), str(self.folder).encode()
+        for name, content in contents.items():
+            self.write(name, content.replace(*checkpoint) if name == "r/results.json" else content)
+        text = self.text()
+        lines = text.splitlines()
+        assert "".join(lines).isprintable() and lines.count("---") == 2 and card.is_untouched(text)
+        card.write(self.folder, text)
+        assert (self.folder / "README.md").read_bytes() in (text.encode(), contents["README.md"])
+
+
 class Progress(Reader):
     """What an evaluation resumes from: the progress.npz of a killed one, the results.json of a finished one."""
 
