@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from isnet_jax.checkpoints.manager import CONFIG_FILE
 from isnet_jax.checkpoints.pretrained import WEIGHTS_FILE
@@ -102,7 +103,8 @@ def _is_repo_id(text: str) -> bool:
 
 def _fetch(
     library: ModuleType, repo_id: str, name: str, revision: str | None, token: str | None, dry_run: bool = False
-):  # type: ignore[no-untyped-def]  # a path, or what the library knows of the file
+) -> Any:
+    """The path of a file in the cache, downloaded if need be; with `dry_run`, what is known of it."""
     return library.hf_hub_download(
         repo_id,
         name,

@@ -103,7 +103,6 @@ def render(
         unofficial=configs.unofficial_options(config),
         summary={field: _value(configs.value_of(config, field)) for field in SUMMARY},
         scores=_scores(origin, config),
-        convention=protocols.PROTOCOLS["official"].source,
         resize=export["resize"] if export else resize_facts(config.test.resize, config.test.keep_ratio),
         mean=MEAN,
         std=STD,
