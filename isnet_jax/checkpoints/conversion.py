@@ -57,5 +57,5 @@ def convert_checkpoint(config: ConfigDict, source: str, target: str, best: bool 
     if to_file:
         write_state_dict(target, to_torch(variables, model))
     else:
-        save_variables(target, config, variables, path.resolve())
+        save_variables(target, config, variables, path.resolve(), untrained)
     return Converted(path, variables, untrained)

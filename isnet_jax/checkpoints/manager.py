@@ -26,7 +26,7 @@ CONFIG_FILE = "config.json"
 CHECKPOINTS_DIR, BEST_DIR = "checkpoints", "best"
 DAMAGED_DIR = "damaged-checkpoints"
 RETRY_SECONDS = 1  # before an unreadable checkpoint is read a second time
-CONVERTED = "converted_from"  # the key that isnet_jax.convert adds to config.json
+CONVERTED, UNTRAINED = "converted_from", "untrained_modules"  # keys that isnet_jax.convert adds to config.json
 MISREAD = "\\", "gs:/"  # in a path: TensorStore takes the first for a slash, Orbax the second for a URL
 
 
@@ -290,12 +290,20 @@ def _place(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
     return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
 
 
-def save_variables(directory: str | Path, config: ConfigDict, variables: Mapping[str, Any], source: str | Path) -> None:
+def save_variables(
+    directory: str | Path,
+    config: ConfigDict,
+    variables: Mapping[str, Any],
+    source: str | Path,
+    untrained: Sequence[str] = (),
+) -> None:
     """Writes {"params", "batch_stats"} as checkpoint 0 of `directory`, which must not hold another run.
 
-    `source` is the file they come from, which config.json records. Raises UserError.
+    `source` is the file they come from, and `untrained` are the modules that it does not hold; config.json records
+    both. Raises UserError.
     """
-    with Checkpoints(directory, {**config.to_dict(), CONVERTED: str(source)}, flag="--output") as checkpoints:
+    facts = {**config.to_dict(), CONVERTED: str(source)} | ({UNTRAINED: list(untrained)} if untrained else {})
+    with Checkpoints(directory, facts, flag="--output") as checkpoints:
         if checkpoints.steps():
             raise UserError(f"{directory} already holds checkpoints; choose another --output.")
         checkpoints.save(0, dict(variables))

@@ -19,7 +19,7 @@ from isnet_jax import config as configs
 from isnet_jax.checkpoints import hub
 from isnet_jax.checkpoints.conversion import Converted
 from isnet_jax.checkpoints.downloads import WEIGHTS
-from isnet_jax.checkpoints.manager import CONVERTED, newest_step, read_config
+from isnet_jax.checkpoints.manager import CONVERTED, UNTRAINED, newest_step, read_config
 from isnet_jax.errors import UserError, printable
 from isnet_jax.evaluation import predictor, protocols, published, results
 from isnet_jax.evaluation.metrics import percent
@@ -48,7 +48,7 @@ class Origin(NamedTuple):
     path: Path  # where it is
     step: int | None = None  # of the run that saved it, see `recorded_step`
     ema: bool = False  # whether they are its moving averages
-    untrained: Sequence[str] = ()  # modules with random weights, which the checkpoint did not hold
+    untrained: Sequence[str] = ()  # modules that it does not hold, which got random weights
 
 
 class Verbatim(str):
@@ -90,6 +90,7 @@ def render(
     text = ENVIRONMENT.get_template("card.md").render(
         config=config,
         origin=origin,
+        untrained=origin.untrained or _listed(config.get(UNTRAINED)),
         source=_shown(origin.checkpoint),
         is_run=origin.step is not None,
         network=describe(config.model.to_dict()),
@@ -185,6 +186,11 @@ def _count(value: Any) -> int | None:
     return value if type(value) is int and 0 < value < results.LIMIT else None
 
 
+def _listed(value: Any) -> tuple[str, ...]:
+    """Recorded names; none for anything else."""
+    return tuple(map(str, value)) if isinstance(value, tuple) else ()
+
+
 def _value(value: Any) -> str:
     return str(value if value is not None else "none")[:MAX_VALUE]
 
@@ -204,7 +210,7 @@ def _recipe(config: ConfigDict) -> tuple[str | None, list[tuple[str, str, str]]]
 
 def _scores(origin: Origin, config: ConfigDict) -> list[dict[str, Any]]:
     """A row for each evaluation of these weights that lies in their directory, or of the run's own at its end."""
-    if not origin.path.is_dir():
+    if not origin.path.is_dir() or origin.untrained:
         return []
     rows = []
     for directory in results.below(origin.path):

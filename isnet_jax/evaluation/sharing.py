@@ -12,7 +12,7 @@ from isnet_jax import cli
 from isnet_jax import config as configs
 from isnet_jax.checkpoints import hub, safetensors_file
 from isnet_jax.checkpoints.downloads import locate
-from isnet_jax.checkpoints.manager import CONFIG_FILE
+from isnet_jax.checkpoints.manager import CONFIG_FILE, UNTRAINED
 from isnet_jax.checkpoints.pretrained import WEIGHTS_FILE
 from isnet_jax.checkpoints.torch_names import to_torch
 from isnet_jax.errors import UserError
@@ -81,8 +81,8 @@ def from_hub(repo_id: str, revision: str | None = None, *, token: str | None = N
 
 
 def _without_places(config: ConfigDict) -> dict[str, Any]:
-    """The config, and the number of examples, without the names of folders and accounts of this machine."""
-    known = {*configs.default(), "train_examples"}
+    """The config, and what is recorded of the weights, without the names of folders and accounts of this machine."""
+    known = {*configs.default(), "train_examples", UNTRAINED}
     facts = {name: value for name, value in config.to_dict().items() if name in known}
     facts["data"] |= {"source": None, "data_dir": None}
     splits = facts["data"]["folder"]["splits"]

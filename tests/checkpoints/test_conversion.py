@@ -8,7 +8,7 @@ from cases import network
 from isnet_jax import config
 from isnet_jax.checkpoints import state_dicts
 from isnet_jax.checkpoints.conversion import convert_checkpoint
-from isnet_jax.checkpoints.manager import save_variables
+from isnet_jax.checkpoints.manager import read_config, save_variables
 from isnet_jax.checkpoints.pretrained import CLASSIFIERS, load_network
 from isnet_jax.checkpoints.torch_names import to_torch
 from isnet_jax.errors import UserError
@@ -31,6 +31,7 @@ def test_convert_writes_safetensors_and_reads_them_back(tmp_path, capsys):
     c.model.num_classes = 9
     convert_checkpoint(c, str(tmp_path / "isnet.safetensors"), str(tmp_path / "nine"))
     assert "stage2_classifier (5 classes there, 9 here)" in capsys.readouterr().out
+    assert set(read_config(tmp_path / "nine")["untrained_modules"]) == set(CLASSIFIERS)
     nine = load_network(tmp_path / "nine", create_model(c.model))
     for name, tree in nine["params"].items():
         if name not in CLASSIFIERS:

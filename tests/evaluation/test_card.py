@@ -84,10 +84,10 @@ def test_card_takes_the_last_scores_of_a_run_that_was_not_evaluated(run):
 
 
 def test_card_of_a_converted_file_says_what_is_unknown(tmp_path):
-    save_variables(tmp_path / "c", a_config("ade20k"), VARIABLES, "/home/somebody/x.pth")
-    text = card_of(tmp_path / "c", untrained=("stage1_classifier",))
+    save_variables(tmp_path / "c", a_config("ade20k"), VARIABLES, "/home/somebody/x.pth", ["stage1_classifier"])
+    text = card_of(tmp_path / "c")
     assert text.count("not recorded") >= 4 and "no evaluation of these weights" in text and "somebody" not in text
-    assert "**Not trained:** stage1_classifier have random weights" in text
+    assert "**Not trained:** stage1_classifier. What these weights come from did not hold them" in text
     assert front_matter(text).license is None and "\n# license: FILL IN" in text
 
 

@@ -140,7 +140,7 @@ class Cards(Evaluations):
         c = config.default("resnet50")
         c.model.num_classes, c.data.name, c.train.pretrained = 3, "ade20k", "/a/b.pth"
         (self.folder / "checkpoints" / str(self.STEP)).mkdir(parents=True)
-        self.write("config.json", json.dumps(c.to_dict() | {"train_examples": 5}).encode())
+        self.write("config.json", json.dumps(c.to_dict() | {"train_examples": 5, "untrained_modules": ["a"]}).encode())
         scores = {"miou": 50.5, "mean_accuracy": None, "pixel_accuracy": 60}
         self.write("results.json", json.dumps({"step": self.STEP, "weights": scores}).encode())
         self.write("README.md", self.text().encode())
