@@ -98,7 +98,7 @@ def all_bombs() -> Iterator[tuple[str, str, Any]]:
     for what, text in {"deep": b"[" * 10**6, "long": b"[" + b"[]," * 10**7 + b"0]", "number": b"9" * 10**6}.items():
         yield "RecordedConfigs", what, text
         yield "Evaluations", what, {"r/results.json": text}
-        yield "Cards", what, {"results.json": text, "README.md": text}
+        yield "Cards", f"{what}, ignored", {"results.json": text, "README.md": text}
         yield "Progress", what, b"{" + text
 
 

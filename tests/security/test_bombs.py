@@ -73,7 +73,7 @@ def test_readers_refuse_bombs(tmp_path):
     for name, what, message, megabytes, seconds in results:
         assert megabytes < 64 and seconds < 3, (name, what, message, megabytes, seconds)
         assert "MemoryError" not in (message or ""), (name, what, message)
-        harmless = any(kind in what for kind in ("zTXt", "iTXt", "iCCP")) or what in ("prediction", "long")
+        harmless = any(kind in what for kind in ("zTXt", "iTXt", "iCCP", "ignored")) or what in ("prediction", "long")
         assert message or harmless, (name, what)
 
 
