@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test test-slow accuracy-smoke lint format
+.PHONY: install quickstart test test-slow wheel accuracy-smoke lint format
 
 # Runs again only when the declared dependencies change.
 install: $(VENV)/installed
@@ -21,6 +21,12 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m ""
+
+# dist/ with the wheel and the source distribution that it is built from, tried in an environment of its own.
+wheel: install
+	rm -rf build dist
+	$(BIN)/python -m build --outdir dist .
+	tests/wheel.sh dist/*.whl $(PYTHON)
 
 # Trains ResNet-18 on a few small images in both frameworks, and compares: minutes, not accuracy.
 accuracy-smoke: install

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 # Where the recipes are: in an installed package, or beside it in a checkout.
 RECIPES = Path(__file__).parent / "recipes", Path(__file__).parents[1] / "configs"
+# Libraries of the extra `train`: commands that read data sets or train import them, prediction does not.
+TRAIN_LIBRARIES = (
+    "tensorflow tensorflow_datasets importlib_resources array_record optax pycocotools defusedxml tensorboardX".split()
+)
 USAGE_EXIT_CODE, BROKEN_PIPE_EXIT_CODE = 2, 141
 # What a command line gives for a field of a type.
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", tuple: "in parentheses, as in (1, 2)"}
@@ -51,7 +55,7 @@ def run(
     interrupts.install(resume_hint)
     try:
         config, args = _parse_command_line(usage or "", define_flags, needs_config, max_positional)
-        with interrupts.interruptible():
+        with interrupts.interruptible(), _naming_missing_libraries():
             main(config, flags.FLAGS, *args)
     except UserError as error:
         print(paragraph(error), file=sys.stderr)
@@ -66,6 +70,19 @@ def run(
         interrupts.exit_now()
     except BrokenPipeError:  # as in `--help | head -1`
         _exit_on_broken_pipe()
+
+
+@contextlib.contextmanager
+def _naming_missing_libraries() -> Iterator[None]:
+    """Raises UserError in place of the error of an import, if the extra `train` installs the library."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in TRAIN_LIBRARIES:
+            raise
+        raise UserError(
+            f"This command needs {error.name}, which is not installed: pip install 'isnet_jax[train]'."
+        ) from None
 
 
 def define_process_flags() -> None:

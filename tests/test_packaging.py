@@ -27,9 +27,13 @@ def lines_of(name):
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def test_requirements_are_the_declared_dependencies_and_pytest():
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    assert lines_of("requirements.txt") == [*declared, "pytest"]
+def test_requirements_are_the_declared_dependencies_for_training_and_pytest():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert lines_of("requirements.txt") == [
+        *project["dependencies"],
+        *project["optional-dependencies"]["train"],
+        "pytest",
+    ]
 
 
 def test_constraints_pin_every_dependency():
@@ -144,6 +148,16 @@ def test_installed_recipes_are_found_by_name(installed, tmp_path):
 def test_one_command_runs_all(installed, tmp_path, args, status, message):
     found = run_installed(installed, tmp_path, "-m", "isnet_jax", *args)
     assert found[0] == status and message in " ".join("".join(found[1:]).split()), found
+
+
+@pytest.mark.parametrize("library", ["tensorflow", "tensorflow_datasets", "optax"])
+def test_what_trains_names_the_extra_that_it_needs(library, tmp_path):
+    (tmp_path / f"{library}.py").write_text(f"raise ModuleNotFoundError('absent', name={library!r})")
+    found = run_installed(f"{tmp_path}{os.pathsep}{ROOT}", tmp_path, "-m", "isnet_jax.main", "--config=quickstart")
+    assert found[:2] == (1, "")
+    assert " ".join(found[2].split()) == (
+        f"error: This command needs {library}, which is not installed: pip install 'isnet_jax[train]'."
+    )
 
 
 def test_every_command_is_listed():

@@ -143,6 +143,7 @@ def _require(library: str, kind: str) -> Any:
     try:
         return importlib.import_module(library)
     except ImportError:
+        extra = "train" if library == "tensorflow" else "export"
         raise UserError(
-            f"The format {kind} needs {library}, which is not installed: pip install 'isnet_jax[export]'."
+            f"The format {kind} needs {library}, which is not installed: pip install 'isnet_jax[{extra}]'."
         ) from None
