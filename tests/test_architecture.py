@@ -48,6 +48,7 @@ WITHOUT_TENSORFLOW = (
             "results",
         )
     ),
+    "datasets.drawn_scenes",
     *(f"input.{name}" for name in ("photometry", "buckets", "decoding", "resizing", "records")),
 )
 

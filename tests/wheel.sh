@@ -55,7 +55,7 @@ for name, size in ("a.jpg", (96, 128)), ("b.png", (120, 90)), ("c.webp", (64, 64
 model = isnet_jax.create_model(load_config("quickstart").model)
 variables = jax.jit(lambda: model.init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32)))()
 state_dict = isnet_jax.convert.to_torch(jax.device_get(variables), model)
-save_file({name: np.ascontiguousarray(array) for name, array in state_dict.items()}, "isnet.safetensors")
+save_file({name: np.array(array, order="C") for name, array in state_dict.items()}, "isnet.safetensors")
 END
 mkdir photos
 try python samples.py
