@@ -6,6 +6,7 @@
 #   tests/wheel.sh WHEEL [PYTHON]
 set -euo pipefail
 wheel=$(realpath "$1") python=${2:-python3}
+weights=$(realpath "$(dirname "$0")/reference/weights.py")
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 unset PYTHONPATH
@@ -37,25 +38,25 @@ if pip list 2>/dev/null | grep -i -E '^(tensorflow|onnx|torch)'; then
 fi
 try isnet --help
 
+cp "$weights" .
 cat >samples.py <<'END'
 """Three photographs of noise, and random weights in a file as the official code names them."""
 
-import jax
 import numpy as np
+import weights
 from PIL import Image
 from safetensors.numpy import save_file
 
-import isnet_jax
+from isnet_jax import create_model
+from isnet_jax.checkpoints.torch_names import official_names
 from isnet_jax.cli import load_config
 
 rng = np.random.default_rng(0)
 for name, size in ("a.jpg", (96, 128)), ("b.png", (120, 90)), ("c.webp", (64, 64)):
     coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
     coarse.resize(size[::-1], Image.Resampling.BICUBIC).save(f"photos/{name}")
-model = isnet_jax.create_model(load_config("quickstart").model)
-variables = jax.jit(lambda: model.init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32)))()
-state_dict = isnet_jax.convert.to_torch(jax.device_get(variables), model)
-save_file({name: np.array(array, order="C") for name, array in state_dict.items()}, "isnet.safetensors")
+names = official_names(create_model(load_config("quickstart").model))
+save_file({name: weights.tensor(name, shape, 0) for name, (_, shape) in names.items()}, "isnet.safetensors")
 END
 mkdir photos
 try python samples.py

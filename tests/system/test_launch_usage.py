@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 from launch_sandbox import CONFIG, GKE_APPLY, GKE_SLICE, LAUNCH, TPU
+from paths import ROOT
 
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"])
 SHELLCHECK = shutil.which("shellcheck", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
 
 
 @pytest.mark.skipif(not SHELLCHECK, reason="shellcheck is not installed")
-def test_launch_scripts_pass_shellcheck():
-    result = subprocess.run([SHELLCHECK, *SCRIPTS], capture_output=True, text=True, check=False)
+def test_scripts_pass_shellcheck():
+    result = subprocess.run([SHELLCHECK, *SCRIPTS, ROOT / "tests/wheel.sh"], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
 
 
