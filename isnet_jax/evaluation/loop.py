@@ -109,6 +109,7 @@ def evaluate(
         total=sum(entry.num_images for entry in plan),
         desc="evaluating",
         leave=False,
+        position=0,  # on the line of a run's bar: notebooks cannot move up to it again
         unit=" images",
         disable=None if distributed.is_first() else True,
     ) as bar:

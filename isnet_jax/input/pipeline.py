@@ -240,7 +240,7 @@ def padding(plan: Sequence[EvalBatch], sizes: np.ndarray) -> float:
     computed = sum(
         len(entry.indices) * buckets.cost(np.array([*entry.shape, *entry.label_shape]), PIXEL_COSTS) for entry in plan
     )
-    return computed / buckets.cost(sizes[indices], PIXEL_COSTS).sum() - 1
+    return max(computed / buckets.cost(sizes[indices], PIXEL_COSTS).sum() - 1, 0.0)  # rounding prints -0.0 otherwise
 
 
 def eval_batches(source: Records, config: ConfigDict, plan: Sequence[EvalBatch], rows: Rows = slice(None)) -> Batches:
