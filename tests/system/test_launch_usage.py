@@ -16,7 +16,9 @@ SHELLCHECK = shutil.which("shellcheck", path=os.pathsep.join([str(Path(sys.execu
 
 @pytest.mark.skipif(not SHELLCHECK, reason="shellcheck is not installed")
 def test_scripts_pass_shellcheck():
-    result = subprocess.run([SHELLCHECK, *SCRIPTS, ROOT / "tests/wheel.sh"], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [SHELLCHECK, *SCRIPTS, ROOT / "tests/wheel.sh"], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stdout
 
 
