@@ -91,7 +91,7 @@ def render(
         config=config,
         origin=origin,
         untrained=origin.untrained or _listed(config.get(UNTRAINED)),
-        source=_shown(origin.checkpoint),
+        source=shown(origin.checkpoint),
         is_run=origin.step is not None,
         network=describe(config.model.to_dict()),
         parameters=sum(x.size for x in jax.tree.leaves(variables["params"])),
@@ -160,7 +160,26 @@ def write(target: str | Path, text: str) -> None:
 
 def starting_weights(config: ConfigDict) -> str | None:
     """config.train.pretrained without the folders of this machine; None for random weights."""
-    return _shown(config.train.pretrained) if config.train.pretrained else None
+    return shown(config.train.pretrained) if config.train.pretrained else None
+
+
+def shareable(config: ConfigDict) -> dict[str, Any]:
+    """The config, and what is recorded of the weights, as JSON has it, without this machine's folders and accounts."""
+    known = {*configs.default(), "train_examples", UNTRAINED}
+    facts = {name: value for name, value in config.to_dict().items() if name in known}
+    facts["data"] |= {"source": None, "data_dir": None}
+    splits = facts["data"]["folder"]["splits"]
+    facts["data"]["folder"]["splits"] = {split: _relative(places) for split, places in splits.items()}
+    facts["train"]["pretrained"] = starting_weights(config)
+    facts["run"] = configs.default().run.to_dict()
+    return facts
+
+
+def _relative(places: Any) -> Any:
+    """The folders or patterns of a split; of an absolute one the last part."""
+    if isinstance(places, str):
+        return Path(places).name if Path(places).is_absolute() else places
+    return [_relative(place) for place in places] if isinstance(places, tuple | list) else places
 
 
 def _is_replaceable(path: Path) -> bool:
@@ -169,7 +188,7 @@ def _is_replaceable(path: Path) -> bool:
     return False
 
 
-def _shown(checkpoint: str) -> str:
+def shown(checkpoint: str) -> str:
     """A name of weights, or the last part of a path."""
     is_name = checkpoint in WEIGHTS or checkpoint.startswith(hub.PREFIX)
     return checkpoint if is_name else os.path.basename(os.path.abspath(checkpoint))

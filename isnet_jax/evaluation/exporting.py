@@ -66,7 +66,7 @@ def export_checkpoint(
     is_exact = model.dtype == "float32"
     exact = program if is_exact else make_program(model.clone(dtype="float32"), variables, scores)
     facts = _facts(config, model, kind, size, scores, image, jax.eval_shape(program, image))
-    facts["checkpoint"] = {"path": str(located.resolve()), "ema": ema, "best": best}
+    facts["checkpoint"] = {"name": card.shown(str(checkpoint)), "step": step, "ema": ema, "best": best}
     say(f"{model.description}, {model.num_classes} classes, {model.dtype}: {kind}, {_describe_size(size)}")
     compiler.enable_cache()
     retry = "from the start"
@@ -148,7 +148,7 @@ def _facts(
         "dtype": model.dtype,
         "classes": names,
         "palette": palette,
-        "config": config.to_dict(),
+        "config": card.shareable(config),
         "versions": _versions(),
     }
 

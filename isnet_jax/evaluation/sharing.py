@@ -4,7 +4,6 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -12,7 +11,7 @@ from isnet_jax import cli
 from isnet_jax import config as configs
 from isnet_jax.checkpoints import hub, safetensors_file
 from isnet_jax.checkpoints.downloads import locate
-from isnet_jax.checkpoints.manager import CONFIG_FILE, UNTRAINED
+from isnet_jax.checkpoints.manager import CONFIG_FILE
 from isnet_jax.checkpoints.pretrained import WEIGHTS_FILE
 from isnet_jax.checkpoints.torch_names import to_torch
 from isnet_jax.errors import UserError
@@ -59,7 +58,7 @@ def push_to_hub(
                 Path(folder, hub.CARD_FILE).write_text(text, encoding="utf-8")
             else:
                 say(f"{hub.CARD_FILE} of {repo_id} was changed by hand, and is kept; delete it there to get a new one.")
-            facts = json.dumps(_without_places(config), indent=2, sort_keys=True)
+            facts = json.dumps(card.shareable(config), indent=2, sort_keys=True)
             Path(folder, CONFIG_FILE).write_text(facts + "\n")
             safetensors_file.write(Path(folder, WEIGHTS_FILE), to_torch(variables, model))
         except OSError as error:
@@ -78,22 +77,3 @@ def from_hub(repo_id: str, revision: str | None = None, *, token: str | None = N
     """
     repo_id, revision = hub.parse(f"{hub.PREFIX}{repo_id}{f'@{revision}' if revision else ''}", "repo_id")
     return Segmenter(*predictor.load(hub.download(repo_id, revision, token)))
-
-
-def _without_places(config: ConfigDict) -> dict[str, Any]:
-    """The config, and what is recorded of the weights, without the names of folders and accounts of this machine."""
-    known = {*configs.default(), "train_examples", UNTRAINED}
-    facts = {name: value for name, value in config.to_dict().items() if name in known}
-    facts["data"] |= {"source": None, "data_dir": None}
-    splits = facts["data"]["folder"]["splits"]
-    facts["data"]["folder"]["splits"] = {split: _relative(places) for split, places in splits.items()}
-    facts["train"]["pretrained"] = card.starting_weights(config)
-    facts["run"] = configs.default().run.to_dict()
-    return facts
-
-
-def _relative(places: Any) -> Any:
-    """The folders or patterns of a split; of an absolute one the last part."""
-    if isinstance(places, str):
-        return Path(places).name if Path(places).is_absolute() else places
-    return [_relative(place) for place in places] if isinstance(places, tuple | list) else places
