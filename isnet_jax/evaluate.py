@@ -1,16 +1,17 @@
 """Scores a checkpoint as the official code does, and records everything that a comparison needs.
 
-usage: python -m isnet_jax.evaluate --config=FILE[:BACKBONE] --checkpoint=DIR_or_FILE [--best] [--ema] [--tta]
-                                    [--protocol=NAME,...] [--output=DIR] [--config.FIELD=VALUE ...] [PROCESSES]
+usage: python -m isnet_jax.evaluate --checkpoint=DIR_or_FILE [--config=FILE[:BACKBONE] [--config.FIELD=VALUE ...]]
+                                    [--best] [--ema] [--tta] [--protocol=NAME,...] [--output=DIR] [PROCESSES]
 
   --checkpoint  a run's workdir, a directory that isnet_jax.convert wrote, an official .pth or .safetensors file, or a
                 name such as isnet-ade20k-resnet50 or hf://OWNER/NAME, which is downloaded once
+  --config      what to test, and how; by default the config that the run recorded
   --best        evaluates the best checkpoint of a run with config.run.best_metric, not the newest
   --ema         evaluates the moving averages of a run's weights, if it kept any
   --tta         the official multi-scale test with flips (config.test.tta) instead of the single-scale one
   --protocol    conventions to print (default all): official, mmseg, cityscapes, ground_truth, absent_zero, absent_one
   --output      directory of results.json, images.npz and predictions/ (default: evaluation[-best][-ema]-single or
-                evaluation[-best][-ema]-tta in the workdir; for a file, in runs/<config name>)
+                evaluation[-best][-ema]-tta in the workdir; otherwise, in runs/<name of the config or checkpoint>)
 
 After an interrupt the same command resumes; images that are done are not repeated. PROCESSES are the flags
 --coordinator, --num_processes and --process_id of isnet_jax.main.
@@ -40,7 +41,7 @@ def _define_flags() -> None:
     cli.define_process_flags()
 
 
-def _main(config: "ConfigDict", flag_values: Any) -> None:
+def _main(config: "ConfigDict | None", flag_values: Any) -> None:
     from isnet_jax.evaluation import protocols
     from isnet_jax.evaluation.checkpoint import evaluate_checkpoint, print_results
     from isnet_jax.runtime import distributed, files
@@ -53,7 +54,8 @@ def _main(config: "ConfigDict", flag_values: Any) -> None:
         raise flags.Error(f"--protocol={','.join(sorted(unknown))} is none of {', '.join(protocols.PROTOCOLS)}")
     setting = "tta" if flag_values.tta else "single"
     checkpoint = Path(flag_values.checkpoint)
-    home = checkpoint if checkpoint.is_dir() else Path("runs") / cli.config_name(sys.argv)
+    name = cli.config_name(sys.argv) if config else checkpoint.name
+    home = checkpoint if checkpoint.is_dir() else Path("runs") / name
     default_output = home / f"evaluation-{'best-' * flag_values.best}{'ema-' * flag_values.ema}{setting}"
     output = Path(flag_values.output or default_output)
     if checkpoint.is_dir() and not flag_values.output:
@@ -67,4 +69,4 @@ def _main(config: "ConfigDict", flag_values: Any) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(_main, __doc__, _define_flags, resume_hint=RESUME_HINT)
+    cli.run(_main, __doc__, _define_flags, needs_config=False, resume_hint=RESUME_HINT)

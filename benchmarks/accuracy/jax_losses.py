@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from benchmarks.accuracy.batches import open_arrays, parse_args
+from isnet_jax.checkpoints.manager import recorded_config
 from isnet_jax.checkpoints.pretrained import load_network
-from isnet_jax.evaluation.predictor import recorded_config
 from isnet_jax.models.isnet import create_model
 from isnet_jax.runtime import compiler, sharding
 from isnet_jax.training.optimizer import make_optimizer, make_schedule

@@ -205,6 +205,15 @@ def read_config(directory: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged ({error}); restore it, or use another directory.") from None
 
 
+def recorded_config(directory: str | Path) -> ConfigDict:
+    """The config of a run or converted checkpoint; fields that it does not record have their defaults.
+
+    Fields that earlier versions recorded under other names are renamed, and those that are gone are dropped. Raises
+    UserError if there is no valid config.
+    """
+    return configs.from_record(read_config(directory), f"{directory}/{CONFIG_FILE}")
+
+
 class Damaged(UserError):
     """A checkpoint cannot be read; the message says which one and why."""
 

@@ -2,7 +2,7 @@
 
 from isnet_jax.config.checks import check, split_metric
 from isnet_jax.config.fields import default, value_of
-from isnet_jax.config.recorded import RENAMED, changes, differences, upgrade
+from isnet_jax.config.recorded import RENAMED, changes, differences, from_record, upgrade
 from isnet_jax.config.settings import inference_settings, lines, unofficial_options
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "check",
     "default",
     "differences",
+    "from_record",
     "inference_settings",
     "lines",
     "split_metric",

@@ -3,6 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
+from isnet_jax.config.checks import check
+from isnet_jax.config.fields import default
+from isnet_jax.errors import UserError
+
 # Fields that earlier versions recorded under another name, or that are gone.
 RENAMED = {"test.max_programs": "test.max_shape_buckets"}
 REMOVED = ("train.microbatches",)
@@ -65,6 +71,28 @@ def upgrade(recorded: Mapping[str, Any]) -> dict[str, Any]:
 
 def _copied(sections: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _copied(value) if isinstance(value, Mapping) else value for name, value in sections.items()}
+
+
+def from_record(recorded: Mapping[str, Any], path: str) -> ConfigDict:
+    """The config in a JSON file at `path`; fields that it lacks have their defaults. Raises UserError if it is none."""
+
+    def with_tuples(value):  # JSON has no tuples
+        if isinstance(value, dict):
+            return {name: with_tuples(x) for name, x in value.items()}
+        return tuple(map(with_tuples, value)) if isinstance(value, list) else value
+
+    upgraded = upgrade(recorded)
+    try:
+        config = default(upgraded["model"]["backbone"])
+        with config.unlocked():  # additional facts, such as train_examples, do no harm
+            config.update(with_tuples(upgraded))
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{path} does not hold a config of isnet_jax ({reason}); give the config as --config=FILE."
+        ) from None
+    check(config)
+    return config
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

@@ -19,7 +19,7 @@ from isnet_jax import config as configs
 from isnet_jax.checkpoints import hub
 from isnet_jax.checkpoints.conversion import Converted
 from isnet_jax.checkpoints.downloads import WEIGHTS
-from isnet_jax.checkpoints.manager import CONVERTED, UNTRAINED, newest_step, read_config
+from isnet_jax.checkpoints.manager import CONVERTED, UNTRAINED, newest_step, read_config, recorded_config
 from isnet_jax.errors import UserError, printable
 from isnet_jax.evaluation import predictor, protocols, published, results
 from isnet_jax.evaluation.metrics import percent
@@ -125,7 +125,7 @@ def write_converted(
     """
     step = None if converted.untrained else recorded_step(converted.source, best)
     origin = Origin(source, converted.source, step, untrained=converted.untrained)
-    config = config if step is None else predictor.recorded_config(converted.source)
+    config = config if step is None else recorded_config(converted.source)
     name = json.dumps(Path(target).resolve().name)
     if Path(target).is_dir():
         call = f"isnet_jax.load({name})"

@@ -13,13 +13,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from isnet_jax.checkpoints.downloads import locate
 from isnet_jax.checkpoints.manager import checkpoint_path, newest_step
 from isnet_jax.checkpoints.pretrained import load_network, weights_file
 from isnet_jax.config import inference_settings
-from isnet_jax.errors import UserError, translating_disk_and_memory_errors
+from isnet_jax.errors import translating_disk_and_memory_errors
 from isnet_jax.evaluation import metrics, protocols
 from isnet_jax.evaluation.loop import Evaluator
+from isnet_jax.evaluation.predictor import find
 from isnet_jax.evaluation.record import EvaluationRecord
 from isnet_jax.evaluation.results import BOUNDARY_CAUTION, has_current_boundary
 from isnet_jax.input import pipeline
@@ -32,7 +32,7 @@ MEMORY_ADVICE = "lower config.test.batch_size, or set config.model.dtype=bfloat1
 
 
 def evaluate_checkpoint(
-    config: ConfigDict,
+    config: ConfigDict | None,
     checkpoint: str | Path,
     setting: str,
     output: Path,
@@ -41,13 +41,11 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Evaluates, or resumes an evaluation, into the directory `output`; returns the content of results.json.
 
-    checkpoint: a run, a converted checkpoint, an official file or a name that `downloads.locate` knows; setting:
-    "single" or "tta"; ema: evaluate a run's moving averages; best: the run's best checkpoint instead of the newest.
-    Raises UserError for anything the user can correct.
+    config: by default what a run recorded. checkpoint: a run, a converted checkpoint, an official file or a name that
+    `downloads.locate` knows; setting: "single" or "tta"; ema: evaluate a run's moving averages; best: the run's best
+    checkpoint instead of the newest. Raises UserError for anything the user can correct.
     """
-    checkpoint = locate(checkpoint, "--checkpoint")
-    if not checkpoint.exists():
-        raise UserError(f"--checkpoint={checkpoint} does not exist; give a run's workdir or an official file.")
+    checkpoint, config = find(checkpoint, config)
     compiler.enable_cache()
     mesh = sharding.make_mesh(config.mesh)
     data = open_data(config, mesh, config.data.eval_split)

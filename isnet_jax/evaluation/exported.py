@@ -10,9 +10,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from isnet_jax import config as configs
 from isnet_jax.checkpoints import hub
 from isnet_jax.errors import UserError
-from isnet_jax.evaluation.predictor import CLASSES, Source, parse_config, read_ahead, reduce_logits
+from isnet_jax.evaluation.predictor import CLASSES, Source, read_ahead, reduce_logits
 from isnet_jax.evaluation.tiled_predictor import TiledPredictor
 from isnet_jax.evaluation.tiles import Tiling
 from isnet_jax.exports import formats
@@ -56,7 +57,7 @@ def load(path: str | os.PathLike) -> tuple[ConfigDict, ISNet, "ExportedPredictor
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{described} is damaged ({error}): export the checkpoint again.") from None
-    config = parse_config(facts["config"], str(described))
+    config = configs.from_record(facts["config"], str(described))
     if hashlib.sha256(formats.read_bytes(path)).hexdigest() != facts["sha256"]:
         raise UserError(f"{path} is not the file that {described} describes, or damaged: export the checkpoint again.")
     model = create_model(config.model)

@@ -15,9 +15,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from isnet_jax import config as configs
 from isnet_jax.checkpoints.downloads import locate
-from isnet_jax.checkpoints.manager import CONFIG_FILE, read_config
+from isnet_jax.checkpoints.manager import recorded_config
 from isnet_jax.checkpoints.pretrained import load_network
 from isnet_jax.datasets import tables
 from isnet_jax.datasets.class_tables import CLASS_TABLES, ClassTable
@@ -58,6 +57,13 @@ def load(
     of its checkpoints, by default the newest. Raises UserError if the checkpoint cannot be read, is of another network,
     or needs a config.
     """
+    path, config = find(checkpoint, config)
+    model = create_model(config.model)
+    return config, model, load_network(path, model, ema, step, best)
+
+
+def find(checkpoint: str | Path, config: ConfigDict | None) -> tuple[Path, ConfigDict]:
+    """The directory or file of a checkpoint, and its config, see `load`."""
     path = locate(checkpoint, "--checkpoint")
     if not path.exists():
         raise UserError(
@@ -71,39 +77,7 @@ def load(
                 "tested: add --config=FILE[:BACKBONE], as in --config=configs/ade20k.py:resnet101."
             )
         config = recorded_config(path)
-    model = create_model(config.model)
-    return config, model, load_network(path, model, ema, step, best)
-
-
-def recorded_config(directory: str | Path) -> ConfigDict:
-    """The config of a run or converted checkpoint; fields that it does not record have their defaults.
-
-    Fields that earlier versions recorded under other names are renamed, and those that are gone are dropped. Raises
-    UserError if there is no valid config.
-    """
-    return parse_config(read_config(directory), f"{directory}/{CONFIG_FILE}")
-
-
-def parse_config(recorded: Mapping[str, Any], path: str) -> ConfigDict:
-    """The config in a JSON file at `path`, as `recorded_config` reads it; raises UserError unless it is valid."""
-
-    def with_tuples(value):  # JSON has no tuples
-        if isinstance(value, dict):
-            return {name: with_tuples(x) for name, x in value.items()}
-        return tuple(map(with_tuples, value)) if isinstance(value, list) else value
-
-    upgraded = configs.upgrade(recorded)
-    try:
-        config = configs.default(upgraded["model"]["backbone"])
-        with config.unlocked():  # additional facts, such as train_examples, do no harm
-            config.update(with_tuples(upgraded))
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"{path} does not hold a config of isnet_jax ({reason}); give the config as --config=FILE."
-        ) from None
-    configs.check(config)
-    return config
+    return path, config
 
 
 def class_table(config: ConfigDict) -> ClassTable:

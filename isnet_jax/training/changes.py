@@ -11,9 +11,8 @@ from ml_collections import ConfigDict
 
 from isnet_jax import config as configs
 from isnet_jax.checkpoints import manager
-from isnet_jax.checkpoints.manager import BEST_DIR, CONFIG_FILE, CONVERTED, Checkpoints
+from isnet_jax.checkpoints.manager import BEST_DIR, CONFIG_FILE, CONVERTED, Checkpoints, recorded_config
 from isnet_jax.errors import UserError
-from isnet_jax.evaluation.predictor import recorded_config
 from isnet_jax.runtime import distributed
 from isnet_jax.runtime.console import aligned, say
 from isnet_jax.runtime.files import atomic_write_text

@@ -9,9 +9,10 @@ from small_evaluation import NAMES, write_evaluation
 from small_run import run_inside, unwrapped
 
 from isnet_jax import config as configs
+from isnet_jax.checkpoints import manager
 from isnet_jax.checkpoints.manager import Checkpoints, save_variables
 from isnet_jax.errors import UserError
-from isnet_jax.evaluation import card, predictor
+from isnet_jax.evaluation import card
 from isnet_jax.evaluation.boundary import CONVENTION
 
 VARIABLES = {"params": {"a": np.zeros((3, 4), np.float32)}, "batch_stats": {}}
@@ -44,7 +45,7 @@ def run(tmp_path):
 
 def card_of(path, license=None, **more):
     origin = card.Origin(str(path), path, card.recorded_step(path), **more)
-    return card.render(predictor.recorded_config(path), VARIABLES, origin, 'isnet_jax.load("x")', license)
+    return card.render(manager.recorded_config(path), VARIABLES, origin, 'isnet_jax.load("x")', license)
 
 
 def front_matter(text):

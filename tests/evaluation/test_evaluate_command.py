@@ -269,6 +269,12 @@ def test_evaluate_reports_mistakes_without_a_traceback(place, args, code, messag
     assert exit_code == code and message in unwrapped(err) and "Traceback" not in err, err
 
 
+def test_file_needs_a_config(place):
+    (place / "file.safetensors").touch()
+    code, _, err = run_inside("--checkpoint=file.safetensors", module="evaluate", cwd=place)
+    assert code == 1 and "does not record how the network is built and tested: add --config=FILE" in unwrapped(err)
+
+
 def test_best_checkpoint_is_evaluated_and_predicted(place, tmp_path, capsys):
     """And converted: none of them takes the newest, nor the best of what has only one checkpoint."""
     c = runpy.run_path(str(place / "config.py"))["get_config"]()
@@ -281,6 +287,8 @@ def test_best_checkpoint_is_evaluated_and_predicted(place, tmp_path, capsys):
     scored = evaluate_checkpoint(c, tmp_path, "single", tmp_path / "out", best=True)
     assert (scored["step"], scored["best"]) == (5, True)
     assert "step 5 (the best), on folder val" in capsys.readouterr().out
+    by_its_config = evaluate_checkpoint(None, tmp_path, "single", tmp_path / "out", best=True)
+    assert by_its_config == scored and "holds this evaluation already" in capsys.readouterr().out
     expected = evaluate_checkpoint(c, place / "weights", "single", tmp_path / "expected")
     assert scored["confusion"] == expected["confusion"] and "best" not in expected
     _, _, predicted = predictor.load(tmp_path, best=True)

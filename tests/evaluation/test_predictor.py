@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from small_run import run_inside, unwrapped
 
 from isnet_jax import config, create_model
-from isnet_jax.checkpoints import pretrained, torch_names
+from isnet_jax.checkpoints import manager, pretrained, torch_names
 from isnet_jax.checkpoints.manager import save_variables
 from isnet_jax.datasets import decoding
 from isnet_jax.errors import UserError
@@ -290,7 +290,7 @@ def test_recorded_config_is_read_back(tmp_path):
     c.data.folder.update(name="x", classes=("a", "", "b", "c"))
     c.data.folder.splits = {"train": ("i", "l")}
     atomic_write_text(tmp_path / "config.json", json.dumps(c.to_dict() | {"train_examples": 3}))
-    recorded = predictor.recorded_config(tmp_path)
+    recorded = manager.recorded_config(tmp_path)
     assert {name: value for name, value in recorded.to_dict().items() if name in c} == c.to_dict()
     palette = ((128, 0, 0), (0, 128, 0), (128, 128, 0))
     assert predictor.class_table(recorded) == (("a", "b", "c"), palette)
@@ -304,7 +304,7 @@ def test_recorded_config_upgrades_fields_of_earlier_versions(tmp_path):
     old["train"]["microbatches"], old["test"]["max_programs"] = 1, old["test"].pop("max_shape_buckets")
     del old["model"]["image_level_context"], old["model"]["semantic_level_context"]
     atomic_write_text(tmp_path / "config.json", json.dumps(old))
-    assert predictor.recorded_config(tmp_path).to_dict() == c.to_dict()
+    assert manager.recorded_config(tmp_path).to_dict() == c.to_dict()
     assert not config.differences(c.to_dict(), old)  # a run may be resumed
 
 
@@ -312,4 +312,4 @@ def test_recorded_config_refuses_other_content(tmp_path):
     for text in ('{"model": 3}', '{"model": {"backbone": "resnet18", "num_classes": "many"}}', "{}"):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(UserError, match="does not hold a config"):
-            predictor.recorded_config(tmp_path)
+            manager.recorded_config(tmp_path)

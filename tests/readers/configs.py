@@ -52,11 +52,12 @@ class RecordedConfigs(Reader):
         return [json.dumps(c.to_dict()).encode()]
 
     def read(self, content: bytes) -> None:
+        from isnet_jax.checkpoints import manager
         from isnet_jax.evaluation import predictor
         from isnet_jax.models.isnet import create_model
 
         self.write("config.json", content)
-        recorded = predictor.recorded_config(self.folder)
+        recorded = manager.recorded_config(self.folder)
         assert create_model(recorded.model).num_classes == recorded.model.num_classes
         assert len(predictor.class_table(recorded)[0]) == recorded.model.num_classes
 

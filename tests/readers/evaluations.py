@@ -148,10 +148,11 @@ class Cards(Evaluations):
 
     def text(self) -> str:
         """The card."""
-        from isnet_jax.evaluation import card, predictor
+        from isnet_jax.checkpoints import manager
+        from isnet_jax.evaluation import card
 
         origin = card.Origin(str(self.folder), self.folder, card.recorded_step(self.folder))
-        return card.render(predictor.recorded_config(self.folder), {"params": {}}, origin, "load()")
+        return card.render(manager.recorded_config(self.folder), {"params": {}}, origin, "load()")
 
     def read(self, contents: dict[str, bytes]) -> None:
         from isnet_jax.evaluation import card

@@ -14,10 +14,9 @@ from paths import TESTS
 from small_run import weights_at
 
 from isnet_jax import create_model
-from isnet_jax.checkpoints.manager import load_variables, read_config
+from isnet_jax.checkpoints.manager import load_variables, read_config, recorded_config
 from isnet_jax.checkpoints.torch_names import variable_shapes
 from isnet_jax.evaluation import comparison, results
-from isnet_jax.evaluation.predictor import recorded_config
 from isnet_jax.evaluation.results import read_metrics
 from isnet_jax.runtime import sharding
 from isnet_jax.training.loop import train_and_evaluate
