@@ -11,7 +11,10 @@ MODULES = {OURS: "jax_losses", THEIRS: "torch_train"}
 
 
 class Divergence(NamedTuple):
-    """The first steps of both frameworks in float32 and in float64, on the same batches."""
+    """The first steps of both frameworks in float32 and in float64, on the same batches.
+
+    In float64, which is slow on CPUs, the sides of the crops and the batch are half of the config's.
+    """
 
     experiment: Experiment
     seed: int
@@ -37,14 +40,21 @@ class Divergence(NamedTuple):
     def _steps(self) -> list[tuple[bool, list[str]]]:
         steps = []
         for dtype, count in STEPS.items():
-            batches = self.folder / f"batches-{count}"
-            export = self.experiment.export(self.seed, batches, f"--stop={count}", **{"model.dropout": 0.0})
+            batches = self.folder / f"batches-{dtype}"
+            changes = {"model.dropout": 0.0} | (self._half() if dtype == "float64" else {})
+            export = self.experiment.export(self.seed, batches, f"--stop={count}", **changes)
             steps.append((batches.exists(), export))
             for kind, module in MODULES.items():
                 args = str(batches), str(self.folder / f"{kind}-{dtype}"), f"--dtype={dtype}"
                 is_done = len(self._losses(kind, dtype)) == count
                 steps.append((is_done, python(f"benchmarks.accuracy.{module}", *args)))
         return steps
+
+    def _half(self) -> dict[str, Any]:
+        config = self.experiment.config
+        height, width = config["augment"]["crop_size"]
+        batch_size = config["train"]["global_batch_size"] // 2
+        return {"augment.crop_size": (height // 2, width // 2), "train.global_batch_size": batch_size}
 
     def _losses(self, kind: str, dtype: str) -> list[float]:
         folder = self.folder / f"{kind}-{dtype}"
