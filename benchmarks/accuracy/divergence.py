@@ -80,7 +80,8 @@ def describe(record: dict[str, Any], dtype: str) -> str:
     """How long the losses agree, in words."""
     curves = record[dtype]
     agree = curves["diverged"] - 1 if curves["diverged"] else len(curves[OURS])
+    first, second = (abs(a - b) / abs(b) for a, b in zip(curves[OURS][:2], curves[THEIRS][:2]))
     return (
-        f"without dropout, {dtype}: losses agree within {TOLERANCE:.1%} for {agree} of {len(curves[OURS])} steps, "
-        f"largest difference {curves['largest']:.1e}"
+        f"without dropout, {dtype}: losses agree within {TOLERANCE:.1%} for {agree} of {len(curves[OURS])} steps; they "
+        f"differ by {first:.1e} at the first, {second:.1e} at the second, at most {curves['largest']:.1e}"
     )
