@@ -14,7 +14,7 @@ from PIL import Image
 
 from benchmarks import docs
 from benchmarks.accuracy import drawn_people, records
-from benchmarks.accuracy.divergence import STEPS, TOLERANCE, describe
+from benchmarks.accuracy.divergence import EXACT, STEPS, TOLERANCE, describe, relative
 from benchmarks.accuracy.runs import CURVE_STEPS, OURS, THEIRS
 from benchmarks.paths import IMAGES, ROOT
 from isnet_jax.datasets import tables
@@ -28,7 +28,7 @@ EXAMPLES = 4
 def results_table(entry: dict[str, Any]) -> str:
     """Both frameworks, the difference of their means, and how long their losses agree without dropout."""
     lines = [records.comparison(entry)] if "runs" in entry else []
-    lines += [describe(entry["divergence"], dtype) for dtype in STEPS] if "divergence" in entry else []
+    lines += describe(entry["divergence"]) if "divergence" in entry else []
     return "\n".join(lines)
 
 
@@ -72,8 +72,11 @@ def plot(results: dict[str, Any]) -> None:
                 left.plot(steps, curve, color=color, alpha=0.6, linewidth=1, label=None if i else NAMES[kind])
         left.set(title=f"{data}: loss, each seed", xlabel="step", ylabel=f"mean of {CURVE_STEPS} steps")
         for dtype in STEPS if "divergence" in entry else ():
-            ours, theirs = (np.array(entry["divergence"][dtype][kind]) for kind in (OURS, THEIRS))
-            right.semilogy(np.arange(len(ours)) + 1, np.abs(ours - theirs) / theirs, label=dtype)
+            found = relative(entry["divergence"][dtype][OURS], entry["divergence"][dtype][THEIRS])
+            right.semilogy(np.arange(len(found)) + 1, found, label=f"{dtype}, isnet_jax to PyTorch")
+        for color, kind in (("C2", OURS), ("C3", THEIRS)) if "divergence" in entry else ():
+            found = relative(entry["divergence"]["float32"][kind], entry["divergence"][EXACT])
+            right.semilogy(np.arange(len(found)) + 1, found, color=color, label=f"float32 to float64, {NAMES[kind]}")
         right.axhline(TOLERANCE, color="gray", linewidth=1, linestyle=":")
         right.set(title=f"{data}, without dropout: difference of the losses", xlabel="step", ylabel="relative")
         for panel in (left, right):
