@@ -8,9 +8,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from isnet_jax.checkpoints.downloads import locate
-from isnet_jax.checkpoints.manager import load_variables, save_variables
-from isnet_jax.checkpoints.pretrained import load_pretrained, write_state_dict
-from isnet_jax.checkpoints.torch_names import to_torch, variable_shapes
+from isnet_jax.checkpoints.manager import save_variables
+from isnet_jax.checkpoints.pretrained import load_network, load_pretrained, write_state_dict
+from isnet_jax.checkpoints.torch_names import to_torch
 from isnet_jax.errors import UserError
 from isnet_jax.models.isnet import create_model
 
@@ -30,10 +30,10 @@ class Converted(NamedTuple):
 def convert_checkpoint(config: ConfigDict, source: str, target: str, best: bool = False) -> Converted:
     """Converts the checkpoint `source` to `target`.
 
-    A `target` named *.pth, *.pt or *.safetensors becomes an official file, any other a checkpoint directory. If
-    `source` is only a backbone, or has another number of classes, all other variables are initialised from config.seed.
-    With `best`, a run's best checkpoint becomes an official file. Raises UserError if `source` cannot be read or is of
-    another network, or if `target` cannot be written.
+    A `target` named *.pth, *.pt or *.safetensors becomes an official file, any other a checkpoint directory. If the
+    file `source` is only a backbone, or has another number of classes, all other variables are initialised from
+    config.seed. With `best`, a run's best checkpoint becomes an official file. Raises UserError if `source` cannot be
+    read or is of another network, or if `target` cannot be written.
     """
     model, path = create_model(config.model), locate(source, "--input")
     if not path.exists():
@@ -47,8 +47,8 @@ def convert_checkpoint(config: ConfigDict, source: str, target: str, best: bool 
             "--best converts the best checkpoint of a run: give --input=DIR and --output=FILE.pth or FILE.safetensors."
         )
     untrained: tuple[str, ...] = ()
-    if best:
-        variables = load_variables(path, variable_shapes(model), best=True)
+    if path.is_dir() and to_file:
+        variables = load_network(path, model, best=best)
     else:
         images = np.zeros((1, 32, 32, 3), np.float32)
         initial = jax.device_get(jax.jit(lambda: model.init(jax.random.key(config.seed), images))())

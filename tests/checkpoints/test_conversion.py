@@ -28,6 +28,11 @@ def test_convert_writes_safetensors_and_reads_them_back(tmp_path, capsys):
     assert set(written) == set(official)
     for name, array in official.items():
         np.testing.assert_array_equal(written[name], array)
+    for field, value, message in (("activation", "leaky_relu", "activation=relu"), ("num_classes", 9, "classifier")):
+        other = c.copy_and_resolve_references()
+        other.model[field] = value
+        with pytest.raises(UserError, match=message):  # a file would not tell
+            convert_checkpoint(other, str(tmp_path / "run"), str(tmp_path / "other.safetensors"))
     c.model.num_classes = 9
     convert_checkpoint(c, str(tmp_path / "isnet.safetensors"), str(tmp_path / "nine"))
     assert "stage2_classifier (5 classes there, 9 here)" in capsys.readouterr().out
