@@ -12,7 +12,7 @@ from isnet_jax.checkpoints.manager import save_variables
 from isnet_jax.checkpoints.pretrained import load_network, load_pretrained, write_state_dict
 from isnet_jax.checkpoints.torch_names import to_torch
 from isnet_jax.errors import UserError
-from isnet_jax.models.isnet import create_model
+from isnet_jax.models.isnet import count_parameters, create_model
 
 
 class Converted(NamedTuple):
@@ -24,7 +24,7 @@ class Converted(NamedTuple):
 
     @property
     def num_parameters(self) -> int:
-        return sum(x.size for x in jax.tree.leaves(self.variables["params"]))
+        return count_parameters(self.variables["params"])
 
 
 def convert_checkpoint(config: ConfigDict, source: str, target: str, best: bool = False) -> Converted:

@@ -7,11 +7,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from ml_collections import ConfigDict
 
 from isnet_jax import cli
@@ -25,7 +24,7 @@ from isnet_jax.evaluation import predictor, protocols, published, results
 from isnet_jax.evaluation.metrics import percent
 from isnet_jax.input.photometry import MEAN, STD
 from isnet_jax.input.resizing import resize_facts
-from isnet_jax.models.isnet import describe
+from isnet_jax.models.isnet import count_parameters, describe
 from isnet_jax.runtime import files, pages
 from isnet_jax.runtime.console import say, warn
 
@@ -94,7 +93,7 @@ def render(
         source=shown(origin.checkpoint),
         is_run=origin.step is not None,
         network=describe(config.model.to_dict()),
-        parameters=sum(x.size for x in jax.tree.leaves(variables["params"])),
+        parameters=count_parameters(variables["params"]),
         dataset=_dataset(config),
         images=_count(config.get("train_examples")),
         classes=predictor.class_table(config).names,
@@ -110,7 +109,7 @@ def render(
         call=Verbatim(call),
         license=license,
         export=export,
-        versions=_versions(),
+        versions=versions_of(LIBRARIES),
         not_recorded=NOT_RECORDED,
     )
     return text + SEAL.format(hashlib.sha256(text.encode()).hexdigest())
@@ -180,6 +179,15 @@ def _relative(places: Any) -> Any:
     if isinstance(places, str):
         return Path(places).name if Path(places).is_absolute() else places
     return [_relative(place) for place in places] if isinstance(places, tuple | list) else places
+
+
+def versions_of(libraries: Iterable[str]) -> dict[str, str]:
+    """The versions of those libraries that are installed, by name."""
+    versions = {}
+    for name in libraries:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def _is_replaceable(path: Path) -> bool:
@@ -283,14 +291,6 @@ def _rows_of_the_run(origin: Origin, config: ConfigDict) -> list[dict[str, Any]]
             where = {"split": config.data.eval_split, "images": None}
             return [where | test | row | {"boundary": math.nan, "published": math.nan}]
     return []
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in LIBRARIES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
 
 
 def _markdown(value: Any) -> str:

@@ -1,7 +1,6 @@
 """Exports the network of a checkpoint: one file that other runtimes run, described by a JSON file beside it."""
 
 import contextlib
-import importlib.metadata
 import json
 import platform
 import shutil
@@ -149,21 +148,13 @@ def _facts(
         "classes": names,
         "palette": palette,
         "config": card.shareable(config),
-        "versions": _versions(),
+        "versions": {"python": platform.python_version()} | card.versions_of(LIBRARIES),
     }
 
 
 def _array_facts(array: Any) -> dict[str, Any]:
     shape = [n if isinstance(n, int) else str(n) for n in array.shape]
     return {"dtype": str(array.dtype), "shape": shape}
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
 
 
 def _onnx_metadata(facts: Mapping[str, Any]) -> dict[str, str]:

@@ -125,6 +125,11 @@ def describe(fields: Mapping[str, Any]) -> str:
     return " ".join(filter(None, [fields.get("backbone"), "ISNet", absent and f"without {absent} context"]))
 
 
+def count_parameters(params: Any) -> int:
+    """The number of scalars in a tree of arrays, or of their shapes."""
+    return sum(x.size for x in jax.tree.leaves(params))
+
+
 def create_model(config: ConfigDict | Mapping[str, Any]) -> ISNet:
     """ISNet from `config.model` (any mapping of ISNet's fields).
 

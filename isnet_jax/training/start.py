@@ -13,7 +13,7 @@ from isnet_jax.checkpoints.pretrained import load_pretrained
 from isnet_jax.config import unofficial_options
 from isnet_jax.errors import UserError
 from isnet_jax.input.data import Data
-from isnet_jax.models.isnet import ISNet, describe
+from isnet_jax.models.isnet import ISNet, count_parameters, describe
 from isnet_jax.models.resnet import STAGES
 from isnet_jax.runtime import sharding
 from isnet_jax.runtime.console import say
@@ -74,8 +74,8 @@ def announce(
 
     class_weights: those that balance the classes.
     """
-    num_params, step = sum(x.size for x in jax.tree.leaves(state.params)), int(state.step)
-    num_frozen = sum(x.size for x in jax.tree.leaves(split_frozen(state.params, config.train.frozen_stages)[1]))
+    num_params, step = count_parameters(state.params), int(state.step)
+    num_frozen = count_parameters(split_frozen(state.params, config.train.frozen_stages)[1])
     frozen = f" ({num_frozen / 1e6:.1f} M frozen: {', '.join(STAGES[: config.train.frozen_stages])})"
     say(
         f"{describe(config.model.to_dict())}, {config.model.num_classes} classes, "

@@ -21,7 +21,7 @@ from isnet_jax import config as configs
 from isnet_jax.checkpoints.manager import read_config
 from isnet_jax.errors import UserError
 from isnet_jax.evaluation.results import read_metrics
-from isnet_jax.models.isnet import ISNet, create_model
+from isnet_jax.models.isnet import ISNet, count_parameters, create_model
 from isnet_jax.runtime import roofline
 from isnet_jax.runtime.console import aligned, duration, say
 from isnet_jax.training.optimizer import join_frozen, make_optimizer, make_schedule, split_frozen
@@ -79,8 +79,8 @@ def blocks(model: ISNet, size: tuple[int, int]) -> list[Block]:
         flops[part] = flops.get(part, 0) + roofline.count_flops(SimpleNamespace(eqns=[eqn])).model
         if len(shape := eqn.outvars[0].aval.shape) == 4:
             shapes[part] = shape[1:]
-    parameters = {name: _count(tree) for name, tree in variables["params"].items() if name != "backbone"}
-    parameters |= {f"backbone/{name}": _count(tree) for name, tree in variables["params"]["backbone"].items()}
+    parameters = {name: count_parameters(tree) for name, tree in variables["params"].items() if name != "backbone"}
+    parameters |= {f"backbone/{name}": count_parameters(tree) for name, tree in variables["params"]["backbone"].items()}
     return [Block(name, shapes[name], parameters[name], count) for name, count in flops.items() if name in parameters]
 
 
@@ -97,10 +97,6 @@ def _forward(model: ISNet, params: Any, batch_stats: Any, images: Any) -> Any:
     """The outputs of a training forward pass."""
     variables = {"params": params, "batch_stats": batch_stats}
     return model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})[0]
-
-
-def _count(tree: Any) -> int:
-    return sum(x.size for x in jax.tree.leaves(tree))
 
 
 def table(rows: Sequence[Block]) -> str:
