@@ -9,11 +9,11 @@ from types import ModuleType
 from typing import Any
 
 from isnet_jax.checkpoints.manager import CONFIG_FILE
-from isnet_jax.checkpoints.pretrained import WEIGHTS_FILE
 from isnet_jax.errors import UserError, first_line
 from isnet_jax.runtime import files
 
 PREFIX = "hf://"  # of OWNER/NAME[@REVISION], as the Hub's own tools write it
+WEIGHTS_FILE = "model.safetensors"  # of a directory that isnet_jax.push_to_hub made, beside config.json
 CARD_FILE = "README.md"
 OFFLINE = "ISNET_JAX_OFFLINE"  # the environment variable that forbids downloads; the Hub's is HF_HUB_OFFLINE
 MAX_BYTES = {CONFIG_FILE: files.MAX_JSON_BYTES, WEIGHTS_FILE: 2**31}  # the largest network has about 0.4 GB

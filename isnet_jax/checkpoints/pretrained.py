@@ -6,9 +6,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from isnet_jax.checkpoints import safetensors_file, state_dicts
-from isnet_jax.checkpoints.manager import checkpoint_paths, load_variables, read_config
+from isnet_jax.checkpoints.downloads import locate
+from isnet_jax.checkpoints.hub import WEIGHTS_FILE
+from isnet_jax.checkpoints.manager import checkpoint_paths, load_variables, read_config, recorded_config
 from isnet_jax.checkpoints.torch_names import backbone_from_torch, from_torch, variable_shapes
 from isnet_jax.errors import UserError
 from isnet_jax.models.isnet import ISNet
@@ -17,7 +20,30 @@ from isnet_jax.runtime.console import say
 
 CLASSIFIERS = "stage1_classifier", "stage2_classifier", "auxiliary_classifier"
 OFFICIAL_CLASSIFIER = "decoder_stage1.4.weight"  # (classes, channels, 1, 1)
-WEIGHTS_FILE = "model.safetensors"  # of a directory that isnet_jax.push_to_hub made, beside config.json
+
+
+def find_checkpoint(
+    checkpoint: str | Path, config: ConfigDict | None, flag: str = "--checkpoint"
+) -> tuple[Path, ConfigDict]:
+    """The directory or file of a checkpoint, see `downloads.locate`, and its config.
+
+    `config` is that of the command line; without one, it is what a directory records. Raises UserError, which says that
+    `flag` gives the checkpoint, if it does not exist, or is a file and `config` is None.
+    """
+    path = locate(checkpoint, flag)
+    if not path.exists():
+        raise UserError(
+            f"{flag}={checkpoint} does not exist; give the directory of a run or of isnet_jax.convert, an official "
+            ".pth or .safetensors file, or hf://OWNER/NAME."
+        )
+    if config is None:
+        if not path.is_dir():
+            raise UserError(
+                f"{flag}={checkpoint} is a file, which does not record how the network is built and tested: add "
+                "--config=FILE[:BACKBONE], as in --config=configs/ade20k.py:resnet101."
+            )
+        config = recorded_config(path)
+    return path, config
 
 
 def load_network(

@@ -115,16 +115,15 @@ def render(
     return text + SEAL.format(hashlib.sha256(text.encode()).hexdigest())
 
 
-def write_converted(
-    config: ConfigDict, converted: Converted, source: str, target: str, best: bool, license: str | None
-) -> None:
+def write_converted(converted: Converted, source: str, target: str, ema: bool, best: bool, license: str | None) -> None:
     """Writes the card of what `convert_checkpoint` made of `source`, see `write`.
 
-    The config that a run recorded goes before `config`, unless modules are new, which the run did not train.
+    The config that a run recorded goes before that of the command line, unless modules are new, which the run did not
+    train.
     """
     step = None if converted.untrained else recorded_step(converted.source, best)
-    origin = Origin(source, converted.source, step, untrained=converted.untrained)
-    config = config if step is None else recorded_config(converted.source)
+    origin = Origin(source, converted.source, step, ema, converted.untrained)
+    config = converted.config if step is None else recorded_config(converted.source)
     name = json.dumps(Path(target).resolve().name)
     if Path(target).is_dir():
         call = f"isnet_jax.load({name})"

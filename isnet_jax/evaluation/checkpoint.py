@@ -14,12 +14,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from isnet_jax.checkpoints.manager import checkpoint_path, newest_step
-from isnet_jax.checkpoints.pretrained import load_network, weights_file
+from isnet_jax.checkpoints.pretrained import find_checkpoint, load_network, weights_file
 from isnet_jax.config import inference_settings
 from isnet_jax.errors import translating_disk_and_memory_errors
 from isnet_jax.evaluation import metrics, protocols
 from isnet_jax.evaluation.loop import Evaluator
-from isnet_jax.evaluation.predictor import find
 from isnet_jax.evaluation.record import EvaluationRecord
 from isnet_jax.evaluation.results import BOUNDARY_CAUTION, has_current_boundary
 from isnet_jax.input import pipeline
@@ -45,7 +44,7 @@ def evaluate_checkpoint(
     `downloads.locate` knows; setting: "single" or "tta"; ema: evaluate a run's moving averages; best: the run's best
     checkpoint instead of the newest. Raises UserError for anything the user can correct.
     """
-    checkpoint, config = find(checkpoint, config)
+    checkpoint, config = find_checkpoint(checkpoint, config)
     compiler.enable_cache()
     mesh = sharding.make_mesh(config.mesh)
     data = open_data(config, mesh, config.data.eval_split)

@@ -15,9 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from isnet_jax.checkpoints.downloads import locate
-from isnet_jax.checkpoints.manager import recorded_config
-from isnet_jax.checkpoints.pretrained import load_network
+from isnet_jax.checkpoints.pretrained import find_checkpoint, load_network
 from isnet_jax.datasets import tables
 from isnet_jax.datasets.class_tables import CLASS_TABLES, ClassTable
 from isnet_jax.errors import UserError
@@ -57,27 +55,9 @@ def load(
     of its checkpoints, by default the newest. Raises UserError if the checkpoint cannot be read, is of another network,
     or needs a config.
     """
-    path, config = find(checkpoint, config)
+    path, config = find_checkpoint(checkpoint, config)
     model = create_model(config.model)
     return config, model, load_network(path, model, ema, step, best)
-
-
-def find(checkpoint: str | Path, config: ConfigDict | None) -> tuple[Path, ConfigDict]:
-    """The directory or file of a checkpoint, and its config, see `load`."""
-    path = locate(checkpoint, "--checkpoint")
-    if not path.exists():
-        raise UserError(
-            f"--checkpoint={checkpoint} does not exist; give the directory of a run or of "
-            "isnet_jax.convert, an official file, or hf://OWNER/NAME."
-        )
-    if config is None:
-        if not path.is_dir():
-            raise UserError(
-                f"--checkpoint={checkpoint} is a file, which does not record how the network is built and "
-                "tested: add --config=FILE[:BACKBONE], as in --config=configs/ade20k.py:resnet101."
-            )
-        config = recorded_config(path)
-    return path, config
 
 
 def class_table(config: ConfigDict) -> ClassTable:

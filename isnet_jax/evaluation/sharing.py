@@ -11,8 +11,8 @@ from isnet_jax import cli
 from isnet_jax import config as configs
 from isnet_jax.checkpoints import hub, safetensors_file
 from isnet_jax.checkpoints.downloads import locate
+from isnet_jax.checkpoints.hub import WEIGHTS_FILE
 from isnet_jax.checkpoints.manager import CONFIG_FILE
-from isnet_jax.checkpoints.pretrained import WEIGHTS_FILE
 from isnet_jax.checkpoints.torch_names import to_torch
 from isnet_jax.errors import UserError
 from isnet_jax.evaluation import card, exported, predictor

@@ -8,7 +8,7 @@ from cases import network
 from isnet_jax import config
 from isnet_jax.checkpoints import state_dicts
 from isnet_jax.checkpoints.conversion import convert_checkpoint
-from isnet_jax.checkpoints.manager import read_config, save_variables
+from isnet_jax.checkpoints.manager import Checkpoints, read_config, save_variables
 from isnet_jax.checkpoints.pretrained import CLASSIFIERS, load_network
 from isnet_jax.checkpoints.torch_names import to_torch
 from isnet_jax.errors import UserError
@@ -43,8 +43,29 @@ def test_convert_writes_safetensors_and_reads_them_back(tmp_path, capsys):
             jax.tree.map(np.testing.assert_array_equal, tree, variables["params"][name])
 
 
+def test_a_run_is_converted_by_its_own_config(tmp_path):
+    """Its weights, or with `ema` their moving averages; a file of either starts a training."""
+    _, variables = network("resnet18")
+    averages = jax.tree.map(lambda x: -x, variables)
+    c = config.default("resnet18")
+    c.model.num_classes = 5
+    with Checkpoints(tmp_path / "run", c.to_dict()) as checkpoints:
+        checkpoints.save(3, {**variables, "ema": averages, "step": np.int32(3)})
+    for name, ema, expected in ("weights", False, variables), ("averages", True, averages):
+        path = tmp_path / f"{name}.safetensors"
+        converted = convert_checkpoint(None, str(tmp_path / "run"), str(path), ema)
+        assert converted.config.model.num_classes == 5 and not converted.untrained
+        jax.tree.map(np.testing.assert_array_equal, load_network(path, create_model(c.model)), expected)
+    with pytest.raises(UserError, match="weights.safetensors is a file.*add --config=FILE"):
+        convert_checkpoint(None, str(tmp_path / "weights.safetensors"), str(tmp_path / "back"))
+    with pytest.raises(
+        UserError, match="--ema converts the moving averages of a run: give --input=DIR and --output=FILE"
+    ):
+        convert_checkpoint(None, str(tmp_path / "run"), str(tmp_path / "directory"), ema=True)
+
+
 def test_convert_reports_what_does_not_exist(tmp_path):
     c = config.default("resnet18")
     c.model.num_classes = 5
-    with pytest.raises(UserError, match="--input=.*none.pth does not exist; give a .pth or .safetensors file"):
+    with pytest.raises(UserError, match="--input=.*none.pth does not exist; give the directory of a run"):
         convert_checkpoint(c, str(tmp_path / "none.pth"), str(tmp_path / "x"))
