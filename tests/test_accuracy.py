@@ -3,13 +3,17 @@
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
+from cases import network
 from paths import ROOT
 from test_benchmarks import run
 
-from benchmarks.accuracy import drawn_people, records, report
+from benchmarks.accuracy import backbone, drawn_people, records, report
 from benchmarks.accuracy.runs import Experiment, Run
+from isnet_jax.checkpoints.manager import save_variables
+from isnet_jax.checkpoints.pretrained import load_pretrained
 from isnet_jax.config import default
 from isnet_jax.input import photometry
 from isnet_jax.training.optimizer import make_schedule
@@ -83,6 +87,19 @@ def test_records_of_another_config_are_dropped(tmp_path, monkeypatch):
     assert records.load(file)["camvid"]["ours"] == [42.0]
     with pytest.raises(RuntimeError, match="holds runs of another config"):
         other.claim()
+
+
+def test_runs_start_from_the_backbone_alone(tmp_path, tiny_network):
+    model, variables = network("resnet18")
+    c = default("resnet18")
+    c.model.num_classes = model.num_classes
+    save_variables(tmp_path / "scenes-0", c, variables, "x.pth")
+    backbone.write_backbone(tmp_path / "scenes-0", tmp_path / "backbone.safetensors")
+    loaded = load_pretrained(tmp_path / "backbone.safetensors", model, jax.tree.map(np.zeros_like, variables))
+    for collection, modules in variables.items():
+        for name, tree in modules.items():
+            expected = tree if name == "backbone" else jax.tree.map(np.zeros_like, tree)
+            jax.tree.map(np.testing.assert_array_equal, loaded[collection][name], expected)
 
 
 @pytest.fixture

@@ -18,37 +18,37 @@ import numpy as np
 import torch
 import tqdm
 from absl import flags
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from numpy.lib.format import open_memmap
 
 from isnet_jax import cli
 from isnet_jax.checkpoints.torch_names import to_torch
-from isnet_jax.errors import UserError
 from isnet_jax.input import pipeline
 from isnet_jax.input.data import open_data
 from isnet_jax.models.isnet import create_model
 from isnet_jax.runtime import sharding
 from isnet_jax.training.browsing import distorted
 from isnet_jax.training.optimizer import make_optimizer, make_schedule
-from isnet_jax.training.step import init_state
+from isnet_jax.training.start import restore_or_init
 
 
-def initial_weights(config: ConfigDict) -> dict[str, torch.Tensor]:
+def initial_weights(config: ConfigDict, mesh: Mesh) -> dict[str, torch.Tensor]:
     """The state dict that a run of `config` starts from."""
     model, optimizer = create_model(config.model), make_optimizer(config.train, make_schedule(config.train, 1))
-    state = jax.device_get(jax.jit(lambda: init_state(model, optimizer, config.seed))())
-    return {name: torch.from_numpy(np.array(array)) for name, array in to_torch(state.variables, model).items()}
+    state, _ = restore_or_init(config, model, optimizer, mesh, restore=lambda template: None)
+    state_dict = to_torch(jax.device_get(state.variables), model)
+    return {name: torch.from_numpy(np.array(array)) for name, array in state_dict.items()}
 
 
 def export(config: ConfigDict, output: Path, stop: int | None) -> None:
-    """Writes the files of the module's docstring; raises UserError for a run that starts from other weights."""
-    if config.train.pretrained:
-        raise UserError("config.train.pretrained is set, but only runs from random weights are exported.")
-    data = open_data(config, sharding.training_mesh(config), config.data.train_split, config.data.eval_split)
+    """Writes the files of the module's docstring."""
+    mesh = sharding.training_mesh(config)
+    data = open_data(config, mesh, config.data.train_split, config.data.eval_split)
     stop = stop or data.total_steps
     partial = output.with_name(f"{output.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
-    torch.save(initial_weights(config), partial / "init.pth")
+    torch.save(initial_weights(config, mesh), partial / "init.pth")
     (partial / "config.json").write_text(json.dumps({**config.to_dict(), "total_steps": data.total_steps}))
     files: dict[str, np.memmap] = {}
     with pipeline.train_batches(data.training, config, 0, stop) as batches:

@@ -49,7 +49,7 @@ def commands(entry: dict[str, Any]) -> str:
     for kind in (OURS, THEIRS):
         record = next((record for record in entry.get("runs", {}).values() if record["kind"] == kind), None)
         if record:
-            lines += record["commands"]
+            lines += [command for command in record["commands"] if command not in lines]
             versions |= record["versions"]
     return "\n".join([*lines, ", ".join(f"{name} {version}" for name, version in versions.items())])
 

@@ -25,6 +25,7 @@ import queue
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,6 +50,7 @@ class Cores:
 
     def __init__(self, jobs: int):
         available = sorted(os.sched_getaffinity(0))
+        self._failed = threading.Event()
         self._free: queue.Queue[list[int]] = queue.Queue()
         for i in range(jobs):
             self._free.put(available[i::jobs] or available)
@@ -56,22 +58,32 @@ class Cores:
     def run(self, commands: Sequence[Sequence[str]], log: Path) -> None:
         """Runs commands one after the other on a free share, their output appended to `log`.
 
-        Raises RuntimeError if one fails, or if a process of an earlier call still runs.
+        Raises RuntimeError if one fails, if one of another call has failed, or if a process of an earlier call still
+        runs.
         """
         cores = self._free.get()
         try:
             for command in commands:
+                if self._failed.is_set():
+                    raise RuntimeError(f"{' '.join(command)} was not started, since another command failed")
                 with log.open("ab") as file:  # locked until the child exits, even if this process is killed
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     args = ["taskset", "--cpu-list", ",".join(map(str, cores)), *command]
                     status = subprocess.run(args, cwd=ROOT, stdout=file, stderr=file).returncode
                 if status:
+                    self._failed.set()
                     last = (log.read_text(errors="replace").strip().splitlines() or [""])[-1]
                     raise RuntimeError(f"{' '.join(command)}: status {status}; {log} ends with: {last}")
         except BlockingIOError:
             raise RuntimeError(f"a process that writes {log} still runs: wait, or kill it") from None
         finally:
             self._free.put(cores)
+
+
+def pretrain(experiment: Experiment, seed: int, cores: Cores) -> None:
+    """Makes the weights that the runs of a seed start from."""
+    if not experiment.backbone(seed).exists():
+        cores.run(experiment.pretraining(seed), experiment.folder / f"pretraining-{seed}.log")
 
 
 def train(task: Run | Divergence, cores: Cores) -> None:
@@ -95,6 +107,7 @@ def compare(tasks: Sequence[Run | Divergence], jobs: int, results: Path) -> dict
     cores.run([prepare], experiment.folder / "prepare.log")
     pool = concurrent.futures.ThreadPoolExecutor(jobs)
     try:
+        list(pool.map(lambda seed: pretrain(experiment, seed, cores), sorted({task.seed for task in missing})))
         pending = {pool.submit(train, task, cores): task for task in missing}
         for future in concurrent.futures.as_completed(pending):
             future.result()
@@ -111,7 +124,7 @@ def smoke() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         drawn_people.write(folder / "source", SMOKE_SPLITS)
-        experiment = Experiment("people", folder / "people", folder / "source", SMOKE)
+        experiment = Experiment("people", folder / "people", folder / "source", SMOKE, pretrained_on="")
         runs = [Run(experiment, kind, seed=0) for kind in (OURS, THEIRS)]
         entry = compare(runs, 1, folder / "results.json")
     first = [entry["runs"][run.name]["first_loss"] for run in runs]

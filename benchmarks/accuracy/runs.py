@@ -30,9 +30,9 @@ VARIANTS: dict[str, dict[str, Any]] = {  # other ways to train the same network
         "train.warmup_steps": 50,
         "train.ema_decay": 0.99,
     },
-    FINE_TUNED: {},  # from a network trained on drawn scenes, whose classes are others
+    FINE_TUNED: {},  # from the whole network that was trained on drawn scenes, whose classes are others
 }
-SCENES = "configs/quickstart.py"
+SCENES = "configs/quickstart.py"  # of the network whose backbone all runs start from
 CURVE_STEPS = 10  # averaged into a point of a loss curve
 CHECKPOINT_STEPS = 50
 
@@ -44,6 +44,7 @@ class Experiment(NamedTuple):
     folder: Path  # of everything that is written
     source: Path  # of the data set
     changes: Mapping[str, Any]  # of the config, {field: value}
+    pretrained_on: str = SCENES  # a config file; without one, runs start from random weights
 
     @property
     def config_file(self) -> str:
@@ -54,7 +55,7 @@ class Experiment(NamedTuple):
     def config(self) -> dict[str, Any]:
         """What all runs share, as JSON has it."""
         config = cli.load_config(str(ROOT / self.config_file)).to_dict()
-        return json.loads(json.dumps({**config, "changes": self.changes}))
+        return json.loads(json.dumps({**config, "changes": self.changes, "pretrained_on": self.pretrained_on}))
 
     def claim(self) -> None:
         """Makes the folder and records the config in it; raises RuntimeError if it holds runs of another config."""
@@ -65,9 +66,28 @@ class Experiment(NamedTuple):
         if json.loads(record.read_text()) != self.config:
             raise RuntimeError(f"{self.folder} holds runs of another config: choose another --runs, or delete it")
 
+    def pretrained(self, seed: int) -> Path:
+        """The workdir of the network whose backbone the runs of a seed start from."""
+        return self.folder / f"{Path(self.pretrained_on).stem}-{seed}"
+
+    def backbone(self, seed: int) -> Path:
+        """The file of the weights that the runs of a seed start from."""
+        return self.folder / f"backbone-{seed}.safetensors"
+
+    def pretraining(self, seed: int) -> list[list[str]]:
+        """The commands that make `backbone`."""
+        if not self.pretrained_on:
+            return []
+        workdir = self.pretrained(seed)
+        train = python("isnet_jax.main", f"--config={self.pretrained_on}", f"--config.seed={seed}")
+        extract = python("benchmarks.accuracy.backbone", str(workdir), str(self.backbone(seed)))
+        return [[*train, f"--workdir={workdir}"], extract]
+
     def flags(self, seed: int, changes: Mapping[str, Any]) -> list[str]:
         """Flags that give a command of isnet_jax the config of a run."""
         files = {"data.source": self.source, "data.data_dir": self.folder / "tfds"}
+        if self.pretrained_on:
+            files["train.pretrained"] = self.backbone(seed)
         fields = {"seed": seed, **files, **self.changes, **changes}
         return [f"--config={self.config_file}", *(f"--config.{field}={value}" for field, value in fields.items())]
 
@@ -106,12 +126,8 @@ class Run(NamedTuple):
     def commands(self) -> list[list[str]]:
         """Commands that train the network and evaluate it; each resumes after an interrupt."""
         changes = {**ABLATIONS, **VARIANTS}.get(self.kind, {})
-        pretraining = []
         if self.kind == FINE_TUNED:
-            scenes = self.experiment.folder / f"scenes-{self.seed}"
-            config = f"--config={SCENES}", f"--config.seed={self.seed}"
-            pretraining = [python("isnet_jax.main", *config, f"--workdir={scenes}")]
-            changes = {"train.pretrained": scenes}
+            changes = {"train.pretrained": self.experiment.pretrained(self.seed)}
         flags = self.experiment.flags(self.seed, changes)
         evaluate = python("isnet_jax.evaluate", *flags, f"--output={self.folder / 'evaluation'}")
         evaluate += ["--ema"] if "train.ema_decay" in changes else []
@@ -121,7 +137,7 @@ class Run(NamedTuple):
             return [export, train, [*evaluate, f"--checkpoint={self.folder}/isnet.pth"]]
         every = "--config.run.log_every_steps=1", f"--config.run.checkpoint_every_steps={CHECKPOINT_STEPS}"
         train = python("isnet_jax.main", *flags, f"--workdir={self.folder}", *every)
-        return [*pretraining, train, [*evaluate, f"--checkpoint={self.folder}"]]
+        return [train, [*evaluate, f"--checkpoint={self.folder}"]]
 
     def remaining(self) -> list[list[str]]:
         """The commands that are not known to be done."""
@@ -143,7 +159,10 @@ class Run(NamedTuple):
             "steps": len(losses),
             "first_loss": losses[0],
             "losses": [round(sum(losses[i : i + CURVE_STEPS]) / CURVE_STEPS, 5) for i in points],
-            "commands": [shown(command, self.experiment) for command in self.commands()],
+            "commands": [
+                shown(command, self.experiment)
+                for command in (*self.experiment.pretraining(self.seed), *self.commands())
+            ],
             "versions": versions | ({"torch": importlib.metadata.version("torch")} if self.kind == THEIRS else {}),
         }
 

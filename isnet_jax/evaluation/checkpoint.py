@@ -73,26 +73,32 @@ def evaluate_checkpoint(
             f"{len(data.evaluation)} images{f', {num_done} of them done' if num_done else ''}; "
             f"{count} padded shape{'s' if count > 1 else ''}, {100 * padding:.1f} % padding; {sharding.describe(mesh)}"
         )
-        start, num_compilations = time.perf_counter(), 0
+        start = time.perf_counter()
+        evaluator = Evaluator(model, mesh, data, settings, boundary=True)
         if plan:
-            evaluator = Evaluator(model, mesh, data, settings, boundary=True)
-            try:
-                evaluator(variables, record.add, plan)
-            except BaseException:
-                if distributed.is_single_process():  # saving needs all processes; without it, seconds of work are lost
-                    record.save()
-                raise
-            num_compilations = evaluator.num_compilations
+            _evaluate(evaluator, variables, plan, record)
         seconds = time.perf_counter() - start
         return record.finish(
             environment_facts(config, mesh)
             | {
                 "seconds": round(seconds, 2),
                 "images_per_second": round(num_todo / seconds, 3),
-                "programs": num_compilations,
+                "programs": evaluator.num_compilations,
                 "padding_overhead": round(float(padding), 4),
             }
         )
+
+
+def _evaluate(
+    evaluator: Evaluator, variables: Mapping[str, Any], plan: Sequence[pipeline.EvalBatch], record: EvaluationRecord
+) -> None:
+    """Adds the images of `plan` to the record, which keeps them if this is stopped."""
+    try:
+        evaluator(variables, record.add, plan)
+    except BaseException:
+        if distributed.is_single_process():  # saving needs all processes; without it, seconds of work are lost
+            record.save()
+        raise
 
 
 def evaluation_facts(config: ConfigDict, data: Data, settings: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -23,7 +23,9 @@ from isnet_jax.input.buckets import Buckets
 from isnet_jax.input.records import Records
 from isnet_jax.input.resizing import resize, target_size, use_one_opencv_thread
 from isnet_jax.labels import IGNORED
+from isnet_jax.runtime.threads import available_cores
 
+MAX_THREADS = 64  # each makes a batch; more would hold gigabytes of them
 PIXEL_COSTS = 1.0, 0.1  # relative: a pixel of the network's input, and one of the label
 
 Batch = dict[str, np.ndarray]
@@ -175,10 +177,12 @@ def _parallel(make: Callable[[int], tuple[np.ndarray, ...]], numbers: range, **d
         lambda number: dict(
             zip(dtypes, tf.numpy_function(make_or_record_error, [number], list(dtypes.values()), stateful=False))
         ),
-        num_parallel_calls=tf.data.AUTOTUNE,
+        num_parallel_calls=min(MAX_THREADS, available_cores()),
         deterministic=True,
     )
-    return Batches(dataset.prefetch(2), errors)
+    options = tf.data.Options()
+    options.autotune.enabled = False  # its thread sleeps for up to a minute, and closing the iterator waits for it
+    return Batches(dataset.prefetch(2).with_options(options), errors)
 
 
 class EvalBatch(NamedTuple):

@@ -12,6 +12,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+def available_cores() -> int:
+    """Cores that this process may use: a container or `taskset` may leave it fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def map_in_order(
     function: Callable[[Item], Result],
     items: Iterable[Item],
@@ -23,7 +28,7 @@ def map_in_order(
     Results wait in memory. The number of items in flight is therefore bounded, and so is the sum of their costs: it
     exceeds `max_cost` only for a single item that does so alone.
     """
-    workers = min(16, os.cpu_count() or 1)
+    workers = min(16, available_cores())
     items = iter(items)
     in_flight: collections.deque[tuple[concurrent.futures.Future, float]] = collections.deque()
     total_cost = 0.0

@@ -167,6 +167,16 @@ raise ValueError("left open")
         assert done.returncode == 1 and "left open" in done.stderr and "terminate" not in done.stderr
 
 
+def test_batches_start_no_thread_that_tunes(monkeypatch):
+    """It sleeps for up to a minute, and the end of a run of many steps would wait for it."""
+    options, iterate = [], tf.data.Dataset.as_numpy_iterator
+    monkeypatch.setattr(
+        tf.data.Dataset, "as_numpy_iterator", lambda dataset: options.append(dataset.options()) or iterate(dataset)
+    )
+    pipeline.train_batches(SOURCE, small_config(), 0, 1).close()
+    assert options[0].autotune.enabled is False
+
+
 def test_batches_keep_opencv_to_one_thread_from_first_use_on():
     before = cv2.getNumThreads()
     try:
