@@ -10,11 +10,12 @@ def get_config(backbone="resnet18"):
     c = config.default(backbone)
     c.model.num_classes = 11
     c.data.name = "camvid"
+    c.data.train_split = "train+val"
     c.data.eval_split = "test"
     c.augment.resize = (160, 120)
     c.augment.crop_size = (96, 128)
     c.train.global_batch_size = 4
-    c.train.epochs = 16
+    c.train.epochs = 20
     c.train.base_lr = 0.004  # for small batches
     c.test.resize = (160, 120)
     return c
