@@ -45,7 +45,7 @@ def test_difference_of_means_has_the_interval_of_welch():
 def test_page_shows_every_record():
     text = (ROOT / "docs/accuracy.md").read_text()
     for data, entry in records.load().items():
-        for line in report.results_table(entry).splitlines():
+        for line in f"{report.setting(entry['config'])}\n{report.results_table(entry)}".splitlines():
             assert line.strip() in text, f"{data}: run python -m benchmarks.accuracy.report"
     for picture in re.findall(r"\]\((images/.*?)\)", text):
         assert (ROOT / "docs" / picture).exists()

@@ -6,6 +6,8 @@ usage: python -m benchmarks.accuracy.report [--runs=DIR]
 """
 
 import argparse
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,25 @@ from isnet_jax.evaluation import pictures
 PAGE = ROOT / "docs/accuracy.md"
 NAMES = {OURS: "isnet_jax", THEIRS: "PyTorch"}
 EXAMPLES = 4
+WIDTH = 128  # of the page
+
+
+def setting(config: dict[str, Any]) -> str:
+    """How the recorded runs were trained and tested, from their config."""
+    augment, train, test, data = (config[name] for name in ("augment", "train", "test", "data"))
+    height, width = augment["crop_size"]
+    start = f"a backbone trained with `{config['pretrained_on']}`" if config.get("pretrained_on") else "random weights"
+    text = (
+        f"Recorded runs: `{data['train_split']}` for {train['epochs']} epochs in batches of "
+        f"{train['global_batch_size']} crops of {width}x{height} from images of {_size(augment['resize'])}, with a "
+        f"learning rate of {train['base_lr']}, from {start}; tested on `{data['eval_split']}` at "
+        f"{_size(test['resize'])}."
+    )
+    return textwrap.fill(text, WIDTH)
+
+
+def _size(resize: Sequence[int]) -> str:
+    return "{}x{}".format(*resize) if resize else "their own size"
 
 
 def results_table(entry: dict[str, Any]) -> str:
@@ -110,6 +131,8 @@ def main(runs: Path) -> None:
     """Writes the page."""
     results = records.load()
     for data, entry in results.items():
+        if "config" in entry:
+            docs.write_section(PAGE, f"{data}_setting", setting(entry["config"]))
         docs.write_section(PAGE, data, docs.as_code(results_table(entry).splitlines()))
         docs.write_section(PAGE, f"{data}_commands", docs.as_code(commands(entry).splitlines()))
         for section in "ablation", "variants":

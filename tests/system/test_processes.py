@@ -12,7 +12,7 @@ import types
 import numpy as np
 import pytest
 from paths import ROOT
-from small_run import Started, command, environment, overrides, run, unwrapped, weights_at
+from small_run import Started, command, environment, overrides, run_inside, unwrapped, weights_at
 
 from isnet_jax.evaluation.results import read_metrics
 from isnet_jax.runtime import distributed, heartbeat
@@ -144,9 +144,9 @@ def test_signal_to_one_process_stops_all_after_the_same_step(count, camvid, tmp_
     ],
 )
 def test_death_of_a_process_stops_the_rest_and_the_run_resumes(death, camvid, tmp_path):
-    words = command(*arguments(camvid, tmp_path / "run", **{"train.epochs": 200, "run.checkpoint_every_steps": 1}))
+    words = command(*arguments(camvid, tmp_path / "run", **{"run.checkpoint_every_steps": 1}))
     processes = start(2, words)
-    processes[0].wait_for("^step +3/")
+    processes[0].wait_for("^step +2/")  # of four: an evaluation follows
     processes[1].process.send_signal(death)
     begin = time.monotonic()
     code, err = processes[0].end(2 * heartbeat.SECONDS + 30)
@@ -203,7 +203,7 @@ def test_evaluation_in_processes_equals_one_process(camvid, single, tmp_path):
     ],
 )
 def test_process_flags_that_conflict_are_refused(words, message):
-    code, _, err = run("--config=configs/quickstart.py", *words)
+    code, _, err = run_inside("--config=configs/quickstart.py", *words)
     assert code == 2 and err.startswith("error: ") and message in unwrapped(err)
 
 
