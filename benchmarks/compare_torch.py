@@ -161,10 +161,16 @@ def table(comparison: dict[str, Any]) -> str:
             + [f"{side['seconds'][key]:.2f}" for key in ("median", "min", "max")]
             + [f"{side['peak_gib']:.2f}", f"{100 * share:.0f} %" if share else "-", f"{ratio:.2f}" if ratio else "-"]
         )
+    again = ""
+    if "again_seconds" in comparison["ours"]:
+        ratios = " and ".join(f"{comparison[f'ratio_{name}_again']:.2f} ({name})" for name in ("loop", "fast"))
+        again = (
+            f"\nours again, with programs kept: {comparison['ours']['again_seconds']:.2f} s, PyTorch / ours {ratios}"
+        )
     return (
         f"{comparison['work']}, {comparison['backbone']}, {comparison['batch']} x {height}x{width}, "
         f"{comparison['classes']} classes, {comparison['dtype']}, {comparison['device']}, "
-        f"{comparison['turns']} turn{'s' if comparison['turns'] > 1 else ''}\n{aligned(rows)}\n"
+        f"{comparison['turns']} turn{'s' if comparison['turns'] > 1 else ''}\n{aligned(rows)}{again}\n"
         f"results differ by at most {max(comparison['difference_loop'], comparison['difference_fast']):.1e}"
     )
 
