@@ -22,7 +22,7 @@ from isnet_jax.evaluation.tiled_predictor import TiledPredictor
 from isnet_jax.evaluation.tiles import make_tiling
 from isnet_jax.runtime import files
 from isnet_jax.runtime.console import say
-from isnet_jax.runtime.threads import available_cores, map_in_order
+from isnet_jax.runtime.threads import map_in_order, num_workers
 
 FORMATS = {  # the value of each class in the files that a benchmark's server expects
     "cityscapes": (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33),  # labelIds
@@ -144,7 +144,7 @@ def predict_files(
     named_sources = _read_headers(images, on_failure, max_pixels(tiled.tiling if tiled else None))
     names, sources = list(named_sources), list(named_sources.values())
     write = functools.partial(_write, root, palette=palette, file_values=file_values)
-    workers = min(16, available_cores())
+    workers = num_workers()
     pixels = np.zeros(256, np.int64)
     writing: collections.deque[tuple[concurrent.futures.Future, int]] = collections.deque()  # with its pixels
     total, unit = (tiled.num_tiles(sources), " tiles") if tiled else (len(sources), " images")

@@ -11,7 +11,6 @@ from isnet_jax import cli
 from isnet_jax import config as configs
 from isnet_jax.checkpoints import hub, safetensors_file
 from isnet_jax.checkpoints.downloads import locate
-from isnet_jax.checkpoints.hub import WEIGHTS_FILE
 from isnet_jax.checkpoints.manager import CONFIG_FILE
 from isnet_jax.checkpoints.torch_names import to_torch
 from isnet_jax.errors import UserError
@@ -60,7 +59,7 @@ def push_to_hub(
                 say(f"{hub.CARD_FILE} of {repo_id} was changed by hand, and is kept; delete it there to get a new one.")
             facts = json.dumps(card.shareable(config), indent=2, sort_keys=True)
             Path(folder, CONFIG_FILE).write_text(facts + "\n")
-            safetensors_file.write(Path(folder, WEIGHTS_FILE), to_torch(variables, model))
+            safetensors_file.write(Path(folder, hub.WEIGHTS_FILE), to_torch(variables, model))
         except OSError as error:
             raise UserError(f"{folder} cannot be written ({error}); set TMPDIR to a directory with room.") from None
         url = hub.upload(folder, repo_id, token)

@@ -23,9 +23,8 @@ from isnet_jax.input.buckets import Buckets
 from isnet_jax.input.records import Records
 from isnet_jax.input.resizing import resize, target_size, use_one_opencv_thread
 from isnet_jax.labels import IGNORED
-from isnet_jax.runtime.threads import available_cores
+from isnet_jax.runtime.threads import num_workers
 
-MAX_THREADS = 64  # each makes a batch; more would hold gigabytes of them
 PIXEL_COSTS = 1.0, 0.1  # relative: a pixel of the network's input, and one of the label
 
 Batch = dict[str, np.ndarray]
@@ -177,7 +176,7 @@ def _parallel(make: Callable[[int], tuple[np.ndarray, ...]], numbers: range, **d
         lambda number: dict(
             zip(dtypes, tf.numpy_function(make_or_record_error, [number], list(dtypes.values()), stateful=False))
         ),
-        num_parallel_calls=min(MAX_THREADS, available_cores()),
+        num_parallel_calls=num_workers(),
         deterministic=True,
     )
     options = tf.data.Options()

@@ -12,9 +12,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def available_cores() -> int:
-    """Cores that this process may use: a container or `taskset` may leave it fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def num_workers() -> int:
+    """Threads that work ahead: one for each core that this process may use (`taskset` may leave it a few), at most 16.
+
+    More would hold more results in memory than the network takes from them.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(16, cores)
 
 
 def map_in_order(
@@ -28,7 +32,7 @@ def map_in_order(
     Results wait in memory. The number of items in flight is therefore bounded, and so is the sum of their costs: it
     exceeds `max_cost` only for a single item that does so alone.
     """
-    workers = min(16, available_cores())
+    workers = num_workers()
     items = iter(items)
     in_flight: collections.deque[tuple[concurrent.futures.Future, float]] = collections.deque()
     total_cost = 0.0
